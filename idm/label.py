@@ -1,0 +1,162 @@
+"""The pseudo-action labeler: an action with its uncertainty for every step of a clip, needing no measured actions.
+
+Writing tables, resuming and spreading the work is left to `pyramid.labels`; this file is its entry point ``idm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from idm.clips import cuts_of, resized_frames
+from idm.config import IDMConfig
+from idm.model import InverseDynamicsModel
+from idm.predict import ClipActions, predict_clip
+from idm.windows import segments, step_frames
+from pyramid import files
+from pyramid.config import from_dict, to_dict
+from pyramid.errors import ConfigError, SkipItemError, nearest
+from pyramid.labels.protocol import BASE_FIELDS, FLAG_SHORT
+from pyramid.nn.checkpoint import load_model_files
+from pyramid.normalize import Normalizer
+from pyramid.shards.reader import Sample
+
+__all__ = ["IDMLabeler", "load", "physical"]
+
+_TINY = 1e-6
+"""Spread, relative to the action's size, below which a dimension counted as constant in training."""
+
+
+class IDMLabeler:
+    """Labels clips with a trained inverse dynamics model; a `pyramid.labels` Labeler.
+
+    A clip's rows depend on that clip alone: passes never mix clips and always have one shape.
+
+    Args:
+        model: a trained model.
+        config: what it was trained with; ``windows.rate_hz`` is its rate.
+        embodiments: what the checkpoint says of each embodiment.
+        weights_sha256: digest of its weights.
+    """
+
+    name = "idm"
+
+    def __init__(
+        self,
+        model: InverseDynamicsModel,
+        config: IDMConfig,
+        embodiments: Mapping[str, Mapping[str, Any]],
+        weights_sha256: str,
+    ) -> None:
+        if config.windows.rate_hz is None:
+            raise ConfigError("the model does not state the rate it was trained at; train it again")
+        self.model, self.config, self.weights_sha256 = model.eval(), config, weights_sha256
+        self.rate_hz = config.windows.rate_hz
+        self.embodiments = {name: dict(description) for name, description in embodiments.items()}
+        self.normalizers = {name: Normalizer.from_dict(d["normaliser"]) for name, d in embodiments.items()}
+
+    def digest(self) -> str:
+        """Returns the digest of everything that decides a label: weights, sizes, windows, normalisers."""
+        return files.digest(self.metadata())
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns what a reader of a label table must know."""
+        return {
+            "labeler": self.name,
+            "model": self.weights_sha256,
+            "config": to_dict(self.config),
+            "rate_hz": self.rate_hz,
+            "gap_policy": {"gap_s": 1 / self.rate_hz, "horizon": self.config.windows.horizon, "clamped": False},
+            "units": "physical",
+            "normaliser": {name: normalizer.to_dict() for name, normalizer in self.normalizers.items()},
+        }
+
+    def schema(self) -> pa.Schema:
+        """Returns the columns; ``action`` and ``action_std`` in physical units, ``short`` flags a single vote."""
+        return pa.schema(
+            [
+                *BASE_FIELDS,
+                ("action", pa.list_(pa.float32())),
+                ("action_std", pa.list_(pa.float32())),
+                ("n_votes", pa.uint8()),
+            ]
+        )
+
+    def label(self, samples: Sequence[Sample]) -> list[pa.Table]:
+        """Labels clips, one table each, rows in time order; the last frame of a shot has no row.
+
+        Raises:
+            SkipItemError: a clip of another embodiment (``embodiment``), without frames at the model's rate (``rate``)
+                or shorter than a window (``short``).
+        """
+        return [self._table(sample, *self.predict(sample)) for sample in samples]
+
+    def predict(self, sample: Sample) -> tuple[list[int], ClipActions]:
+        """Returns the frame of each of the model's steps, and the labels in normalised units."""
+        embodiment, windows = self.embodiment_of(sample), self.config.windows
+        try:
+            frames = step_frames(sample.times_s, self.rate_hz, windows.rate_tolerance)
+        except SkipItemError as error:
+            raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
+        spans = segments(frames, cuts_of(sample))
+        if max(last - first for first, last in spans) <= windows.horizon:
+            raise SkipItemError(
+                "short",
+                f"{sample.key}: no shot of it has the {windows.horizon + 1} frames of a window at {self.rate_hz:g} Hz",
+            )
+        pixels = resized_frames(sample, frames, self.config.model.image_size_px)
+        return frames, predict_clip(self.model, pixels, spans, windows, embodiment)
+
+    def embodiment_of(self, sample: Sample) -> str:
+        """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
+        name = str(sample.meta.get("embodiment", ""))
+        if name in self.embodiments:
+            return name
+        raise SkipItemError(
+            "embodiment",
+            f"{sample.key} shows '{name}'{nearest(name, self.embodiments)}; "
+            f"the model knows {', '.join(self.embodiments)}",
+        )
+
+    def _table(self, sample: Sample, frames: Sequence[int], actions: ClipActions) -> pa.Table:
+        normalizer = self.normalizers[self.embodiment_of(sample)]
+        mean, std = physical(actions, normalizer)
+        first = np.asarray(frames)[actions.step]
+        second = np.asarray(frames)[actions.step + 1]
+        lonely = (actions.n_votes == 1) & (self.config.windows.horizon > 1)
+        columns = [
+            pa.array([sample.key] * len(first), pa.string()),
+            pa.array(sample.times_s[first], pa.float64()),
+            pa.array(first, pa.int32()),
+            pa.array(sample.times_s[second] - sample.times_s[first], pa.float32()),
+            pa.array(np.where(lonely, FLAG_SHORT, 0), pa.uint16()),
+            pa.array(list(mean), pa.list_(pa.float32())),
+            pa.array(list(std), pa.list_(pa.float32())),
+            pa.array(actions.n_votes, pa.uint8()),
+        ]
+        return pa.Table.from_arrays(columns, schema=self.schema())
+
+
+def physical(actions: ClipActions, normalizer: Normalizer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns means and standard deviations in physical units, float32 [P, D] each; the latter are > 0."""
+    least = _TINY * np.maximum(1.0, np.abs(normalizer.center))
+    std = np.maximum(actions.std * normalizer.scale, least)
+    return normalizer.denormalize(actions.mean), std.astype(np.float32)
+
+
+def load(model_dir: str, device: str = "cpu") -> IDMLabeler:
+    """Returns the labeler of a trained model: the entry point ``idm`` of ``pyramid.labelers``.
+
+    Raises:
+        DataError: no complete inverse dynamics model in the folder.
+    """
+    description, state = load_model_files(model_dir, "idm")
+    config = from_dict(IDMConfig, description["config"])
+    embodiments = description["extra"]["embodiments"]
+    model = InverseDynamicsModel(config, {name: one["action_dim"] for name, one in embodiments.items()})
+    model.load_state_dict(state, strict=True)
+    return IDMLabeler(model.to(device), config, embodiments, str(description["weights_sha256"]))

@@ -1,0 +1,126 @@
+"""Windows over a clip: where they start, which frames they see, and how their overlapping predictions are joined.
+
+Predictions are keyed by their start, so the order in which they were computed can never reach a label. T frames have
+T - 1 transitions; the action of the last frame cannot be seen and is never labelled.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyramid.errors import SkipItemError
+
+__all__ = ["Votes", "segments", "step_frames", "vote", "vote_weights", "window_starts"]
+
+_SLACK_S = 1e-4
+"""Rounding of presentation times in containers, seconds."""
+
+
+class Votes(NamedTuple):
+    """Joined predictions of T - 1 steps; row t is the action from frame t to frame t + 1."""
+
+    mean: NDArray[np.float32]
+    """float32 [T - 1, D]: weighted mean of the votes."""
+    variance: NDArray[np.float32]
+    """float32 [T - 1, D]: weighted variance of the votes; 0 for a single vote, where it means "unknown"."""
+    n_votes: NDArray[np.int64]
+    """int64 [T - 1]: votes, >= 1."""
+
+
+def window_starts(n_frames: int, horizon: int, stride: int = 1) -> list[int]:
+    """Returns the starts 0, s, 2s, ... and, last, the latest one whose window fits; every transition gets a vote.
+
+    Args:
+        n_frames: frames of the clip.
+        horizon: transitions in a window; frames start and start + horizon both exist.
+        stride: steps between starts, 1 to horizon.
+
+    Returns:
+        Ascending starts; none when the clip is too short.
+    """
+    last = n_frames - 1 - horizon
+    return sorted({*range(0, last + 1, stride), last}) if last >= 0 else []
+
+
+def vote_weights(horizon: int) -> NDArray[np.float64]:
+    """Returns what each step of a window counts, float64 [horizon]: Hann plus .001, as its middle is seen best."""
+    return np.hanning(horizon) + 1e-3
+
+
+def vote(chunks: Mapping[int, NDArray[np.floating]], n_frames: int) -> Votes:
+    """Joins the predictions of all windows of a clip.
+
+    Args:
+        chunks: start -> predicted actions, float [H, D]; as `window_starts` gives them, in any order.
+        n_frames: frames of the clip.
+
+    Raises:
+        ValueError: a transition that no window covers, or a window past the end.
+    """
+    horizon, width = next(iter(chunks.values())).shape
+    weights = vote_weights(horizon)[:, None]
+    total, sums = np.zeros((n_frames - 1, 1)), np.zeros((n_frames - 1, width))
+    count = np.zeros(n_frames - 1, np.int64)
+    for start in sorted(chunks):
+        if start < 0 or start + horizon > n_frames - 1:
+            raise ValueError(f"window {start}..{start + horizon} does not fit {n_frames} frames")
+        span = slice(start, start + horizon)
+        sums[span] += weights * chunks[start]
+        total[span] += weights
+        count[span] += 1
+    if not count.all():
+        raise ValueError(f"transition {int(np.argmin(count))} of {n_frames - 1} has no window")
+    mean = sums / total
+    spread = np.zeros_like(sums)
+    for start in sorted(chunks):
+        span = slice(start, start + horizon)
+        # Squared distances to the mean: a difference of squares would lose small spreads to rounding.
+        spread[span] += weights * (chunks[start] - mean[span]) ** 2
+    variance = np.where(count[:, None] > 1, spread / total, 0)
+    return Votes(mean.astype(np.float32), variance.astype(np.float32), count)
+
+
+def step_frames(times_s: NDArray[np.float64], rate_hz: float, tolerance: float) -> list[int]:
+    """Returns the frames that stand at the model's steps: those nearest to 0, 1, 2, ... times 1 / rate_hz.
+
+    Args:
+        times_s: float64 [T], ascending presentation times, seconds.
+        rate_hz: the model's steps per second.
+        tolerance: largest distance of a frame from its step, share of a step in [0, 0.5).
+
+    Raises:
+        SkipItemError: the clip has no frame where the model needs one.
+    """
+    if len(times_s) < 2:
+        return list(range(len(times_s)))
+    slack = tolerance / rate_hz + _SLACK_S
+    steps = int(np.floor((times_s[-1] - times_s[0] + slack) * rate_hz)) + 1
+    due = times_s[0] + np.arange(steps) / rate_hz
+    right = np.clip(np.searchsorted(times_s, due), 1, len(times_s) - 1)
+    nearest = np.where(times_s[right] - due < due - times_s[right - 1], right, right - 1)
+    off = np.abs(times_s[nearest] - due)
+    if (off > slack).any() or (np.diff(nearest) < 1).any():
+        clip_hz = 1 / float(np.median(np.diff(times_s)))
+        raise SkipItemError(
+            "rate",
+            f"frames come at {clip_hz:g} Hz, the inverse dynamics model was trained at {rate_hz:g} Hz, and no frame "
+            f"lies within {tolerance:g} of the step at {due[int(off.argmax())]:.3f} s; "
+            f"pack at a multiple of {rate_hz:g} Hz",
+        )
+    return [int(index) for index in nearest]
+
+
+def segments(frames: Sequence[int], cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the stretches of steps without a cut, as (first step, past the last step).
+
+    Args:
+        frames: frame of each step, ascending.
+        cuts: frames that begin a new shot.
+    """
+    edges = sorted({0, len(frames), *(int(np.searchsorted(frames, cut)) for cut in cuts)})
+    return list(itertools.pairwise(edges))

@@ -1,0 +1,120 @@
+"""Configuration of the latent-action model: network, quantiser, pairs of frames, training.
+
+Plain data with its checks; building from it is left to `lam.model`, `lam.quantizers` and `lam.pairs`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pyramid.training import TrainerConfig
+
+__all__ = ["LAMConfig", "ModelConfig", "PairConfig", "QuantizerConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """The bottleneck between the encoder and the forward model."""
+
+    kind: Literal["vq_ema", "fsq", "none"] = "vq_ema"
+    """``vq_ema``: codebook by moving averages; ``fsq``: rounding, no codebook to learn; ``none``: continuous."""
+    code_dim: int = 16
+    """Width of one pre-quantisation token, >= 1; 16 to 32 is what public models use."""
+    codebook_size: int = 8
+    """Codes per token of ``vq_ema``, 2 to 65536; public models use 8 to 32."""
+    levels: tuple[int, ...] = (4, 4)
+    """Levels per dimension of ``fsq``, each >= 3; their product is the number of codes."""
+    decay: float = 0.99
+    """Decay of the moving averages of ``vq_ema``, in (0, 1)."""
+    commitment: float = 0.25
+    """Weight of the commitment loss of ``vq_ema``, >= 0."""
+    dead_code_share: float = 0.0625
+    """A code hit less often than this share of the uniform rate is drawn anew, in [0, 1); 0 never does."""
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that are no codebook."""
+        if self.code_dim < 1:
+            raise ValueError(f"code_dim must be at least 1, got {self.code_dim}")
+        if not 2 <= self.codebook_size <= 2**16:
+            raise ValueError(f"codebook_size must lie in 2..65536, got {self.codebook_size}")
+        if not self.levels or min(self.levels) < 3 or math.prod(self.levels) > 2**16:
+            raise ValueError(f"levels must each be at least 3 with a product up to 65536, got {self.levels}")
+        if not 0 < self.decay < 1:
+            raise ValueError(f"decay must lie in (0, 1), got {self.decay}")
+        if not (self.commitment >= 0 and 0 <= self.dead_code_share < 1):
+            raise ValueError(f"commitment {self.commitment} or dead_code_share {self.dead_code_share} out of range")
+
+    @property
+    def n_codes(self) -> int:
+        """Codes per token; 0 for a continuous bottleneck."""
+        return {"vq_ema": self.codebook_size, "fsq": math.prod(self.levels), "none": 0}[self.kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the encoder and of the forward model."""
+
+    image_size_px: int = 64
+    """Side of the square that frames are resized to, a multiple of 16 (the deepest maps are 1/8 of it)."""
+    n_tokens: int = 4
+    """Tokens per latent action, >= 1."""
+    encoder_widths: tuple[int, int, int] = (32, 48, 64)
+    """Channels of the encoder at 1/2, 1/4 and 1/8 of the side."""
+    decoder_widths: tuple[int, int, int] = (24, 48, 64)
+    """Channels of the forward model's U-Net at 1/2, 1/4 and 1/8 of the side."""
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that the strides do not divide."""
+        if self.image_size_px < 16 or self.image_size_px % 16:
+            raise ValueError(f"image_size_px must be a positive multiple of 16, got {self.image_size_px}")
+        if self.n_tokens < 1:
+            raise ValueError(f"n_tokens must be at least 1, got {self.n_tokens}")
+        widths = (*self.encoder_widths, *self.decoder_widths)
+        if len(widths) != 6 or min(widths) < 8 or any(width % 8 for width in widths):
+            raise ValueError(f"widths must be three multiples of 8 each, got {widths}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """Which two frames make a pair; always by time, never by frame number."""
+
+    gap_s: float = 0.5
+    """Seconds between the two frames, > 0; labels use exactly this gap."""
+    jitter: float = 0.5
+    """Training gaps are uniform in [gap_s, (1 + jitter) * gap_s], >= 0; 0 trains on one gap only."""
+    label_hz: float | None = None
+    """Rows per second of a label table, > 0, snapped to frames; None labels every frame that has a partner."""
+    static_policy: Literal["scored", "dropped", "kept"] = "scored"
+    """Training pairs without motion: loss weighted by motion, drawn again, or used as any other. Labels keep all."""
+    static_threshold: float = 0.02
+    """A pair is static below this motion: largest mean |difference| over an 8 x 8 grid of blocks, in [0, 1];
+    compression alone reaches about 0.02."""
+    cache_mb: int = 256
+    """Bound of the cache of decoded frames, MiB, >= 0; data that fits is decoded once."""
+
+    def __post_init__(self) -> None:
+        """Refuses gaps and rates that are not positive."""
+        if not (math.isfinite(self.gap_s) and self.gap_s > 0):
+            raise ValueError(f"gap_s must be a positive number of seconds, got {self.gap_s}")
+        if not (math.isfinite(self.jitter) and self.jitter >= 0):
+            raise ValueError(f"jitter must be at least 0, got {self.jitter}")
+        if self.label_hz is not None and not (math.isfinite(self.label_hz) and self.label_hz > 0):
+            raise ValueError(f"label_hz must be positive or None, got {self.label_hz}")
+        if not 0 <= self.static_threshold <= 1 or self.cache_mb < 0:
+            raise ValueError(f"static_threshold {self.static_threshold} or cache_mb {self.cache_mb} out of range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAMConfig:
+    """Everything that decides a latent-action model."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Network sizes."""
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    """Bottleneck."""
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """Pairs of frames."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Optimiser, steps, batch, seed."""

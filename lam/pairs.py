@@ -1,0 +1,185 @@
+"""Pairs of frames by time: which two frames of a clip belong together, and which pairs a training step sees.
+
+Decoding and caching frames is left to `lam.clips`. A pair is never clamped to a clip's end and never spans two clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lam.clips import ClipFrames
+from lam.config import PairConfig
+from pyramid.errors import DataError
+from pyramid.rng import rng
+
+__all__ = ["Pair", "PairBatch", "PairSampler", "as_input", "find_pair", "label_pairs", "motion"]
+
+_BLOCKS = 8
+_DRAWS = 64
+"""Draws for one place in a batch before the data is said to hold no pair."""
+_SLACK_S = 1e-4
+"""Rounding of presentation times in containers, seconds."""
+
+
+class Pair(NamedTuple):
+    """Two frames of one clip."""
+
+    first: int
+    """Index of the first frame."""
+    second: int
+    """Index of the second frame, > first."""
+    gap_s: float
+    """True time between them, seconds."""
+
+
+class PairBatch(NamedTuple):
+    """Pairs of one training step."""
+
+    first: Tensor
+    """uint8 [B, 3, S, S], RGB."""
+    second: Tensor
+    """uint8 [B, 3, S, S], RGB."""
+    weight: Tensor
+    """float32 [B] in [0, 1]: what each pair counts in the loss."""
+    motion: Tensor
+    """float32 [B] in [0, 1], see `motion`."""
+
+
+def find_pair(times_s: NDArray[np.float64], t_s: float, gap_s: float, cuts: Sequence[int] = ()) -> Pair | None:
+    """Returns the two frames that lie ``gap_s`` apart, the first nearest to ``t_s``; None if there is no such pair.
+
+    The first frame is snapped before the second is looked for: rounding both ends on their own would add up to a
+    whole frame. The second must lie within half a frame of its due time.
+
+    Args:
+        times_s: float64 [T], ascending, seconds.
+        t_s: wanted time of the first frame, seconds.
+        gap_s: wanted gap, > 0, seconds.
+        cuts: frames that begin a new shot; no pair spans one.
+    """
+    if len(times_s) < 2:
+        return None
+    first = _nearest(times_s, t_s)
+    due = float(times_s[first]) + gap_s
+    second = _nearest(times_s, due)
+    tolerance = 0.5 * float(np.median(np.diff(times_s))) + _SLACK_S
+    if second <= first or abs(float(times_s[second]) - due) > tolerance:
+        return None
+    if any(first < cut <= second for cut in cuts):
+        return None
+    return Pair(first, second, float(times_s[second] - times_s[first]))
+
+
+def _nearest(times_s: NDArray[np.float64], t_s: float) -> int:
+    right = int(np.clip(np.searchsorted(times_s, t_s), 1, len(times_s) - 1))
+    # Between two frames the earlier one, by more than rounding: else a gap of half frames would flicker.
+    return right if times_s[right] - t_s < t_s - times_s[right - 1] - _SLACK_S else right - 1
+
+
+def label_pairs(
+    times_s: NDArray[np.float64], gap_s: float, label_hz: float | None, cuts: Sequence[int] = ()
+) -> list[Pair]:
+    """Returns the pairs that a label table holds: a grid regular in time from the clip's first frame.
+
+    Args:
+        times_s: float64 [T], ascending, seconds.
+        gap_s: gap of every pair, seconds.
+        label_hz: rows per second, snapped to frames; None takes every frame.
+        cuts: frames that begin a new shot; no pair spans one.
+    """
+    if label_hz is None:
+        starts = times_s
+    else:
+        steps = int(np.floor((times_s[-1] - times_s[0] + _SLACK_S) * label_hz)) + 1
+        starts = times_s[0] + np.arange(steps) / label_hz
+    found = (find_pair(times_s, float(t), gap_s, cuts) for t in starts)
+    # A grid finer than the frames snaps to one frame twice; the first row stands.
+    return list({pair.first: pair for pair in reversed(list(found)) if pair}.values())[::-1]
+
+
+def motion(first: Tensor, second: Tensor) -> Tensor:
+    """Returns the motion of pairs: the largest mean |difference| over an 8 x 8 grid of blocks.
+
+    The mean over the whole frame would call a small moving hand in a still room static.
+
+    Args:
+        first: uint8 [B, 3, S, S], S a multiple of 8.
+        second: uint8 [B, 3, S, S].
+
+    Returns:
+        float32 [B] in [0, 1].
+    """
+    difference = (second.int() - first.int()).abs().float().mean(1, keepdim=True) / 255
+    blocks = torch.nn.functional.avg_pool2d(difference, difference.shape[-1] // _BLOCKS)
+    return blocks.flatten(1).amax(1)
+
+
+def as_input(frames: Tensor) -> Tensor:
+    """Maps uint8 [B, 3, S, S] to the network's float32 in [0, 1]."""
+    return frames.float() / 255
+
+
+class PairSampler:
+    """Training pairs as a pure function of the step: no worker, order or earlier step has a say in them.
+
+    Every second of video is equally likely, whatever clip it is in; a clip shorter than the gap gives no pair.
+
+    Args:
+        clips: clips to draw from.
+        config: gap, jitter and what to do with pairs without motion.
+        seed: seed of the whole order.
+        batch_size: pairs per step, >= 1.
+    """
+
+    def __init__(self, clips: ClipFrames, config: PairConfig, *, seed: int, batch_size: int) -> None:
+        self.clips, self.config, self.seed, self.batch_size = clips, config, seed, batch_size
+        # One frame more than the room for a start, so that a clip of exactly one gap can be drawn.
+        room = clips.durations_s - config.gap_s + clips.periods_s
+        if not (room > 0).any():
+            longest = float(clips.durations_s.max(initial=0))
+            raise DataError(
+                f"no clip of the {len(clips)} is as long as the gap of {config.gap_s} s (longest: {longest:.3f} s); "
+                "set pairs.gap_s lower or pack longer clips"
+            )
+        self._cumulative = np.cumsum(np.maximum(room, 0))
+
+    def batch_at(self, step: int) -> PairBatch:
+        """Returns the pairs of training step ``step`` (>= 0)."""
+        drawn = [self.draw("train", step, place) for place in range(self.batch_size)]
+        first, second = (torch.stack(frames) for frames in zip(*(frames for _, _, frames in drawn), strict=True))
+        moved = motion(first, second)
+        weight = torch.ones_like(moved)
+        if self.config.static_policy == "scored" and self.config.static_threshold > 0:
+            weight = (moved / self.config.static_threshold).clamp(max=1)
+        return PairBatch(first, second, weight, moved)
+
+    def draw(self, *key: str | int) -> tuple[int, Pair, tuple[Tensor, Tensor]]:
+        """Returns the pair that belongs to ``key``: its clip, its frames' indices, and the frames uint8 [3, S, S]."""
+        generator = rng(self.seed, "pair", *key)
+        for _ in range(_DRAWS):
+            clip, at, stretch = generator.random(3)
+            index = int(np.searchsorted(self._cumulative, clip * self._cumulative[-1], side="right"))
+            gap_s = self.config.gap_s * (1 + self.config.jitter * stretch)
+            times_s = self.clips.times_s(index)
+            latest = float(times_s[-1]) - gap_s
+            start_s = float(times_s[0]) + at * max(latest - float(times_s[0]), 0.0)
+            pair = find_pair(times_s, start_s, gap_s, self.clips.rows[index]["cuts"] or ())
+            if pair is None:
+                continue
+            first, second = self.clips.frames(index, [pair.first, pair.second])
+            if self.config.static_policy == "dropped" and self._is_static(first, second):
+                continue
+            return index, pair, (first, second)
+        raise DataError(
+            f"{_DRAWS} draws found no pair of frames {self.config.gap_s} s apart"
+            + (" with motion; set pairs.static_policy=scored" if self.config.static_policy == "dropped" else "")
+        )
+
+    def _is_static(self, first: Tensor, second: Tensor) -> bool:
+        return float(motion(first[None], second[None])) < self.config.static_threshold

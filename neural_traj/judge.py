@@ -1,0 +1,161 @@
+"""The verb ``dream judge``: scores generated clips by cheap measures and says which to keep, and why not the others.
+
+A table is written and nothing is deleted: whoever mixes or packs decides what to do with a verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from neural_traj.clips import Candidate, open_clips
+from neural_traj.scores import score
+from neural_traj.verdict import JudgeConfig, objection
+from pyramid import files
+from pyramid.config import provenance, resolve
+from pyramid.errors import ConfigError, DataError, SkipItemError
+from pyramid.jobs import Quarantined, count_reasons
+from pyramid.progress import Progress, format_seconds
+
+KEEP, DROP = "keep", "drop"
+_SCORES = pa.schema(
+    [
+        ("flicker", pa.float64()),
+        ("frozen_share", pa.float64()),
+        ("damaged", pa.bool_()),
+        ("cuts", pa.int32()),
+        ("black_quadrant", pa.float64()),
+        ("colour_drift", pa.float64()),
+        ("motion", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("item", pa.string()),
+        ("text", pa.string()),
+        ("frames", pa.int32()),
+        ("duration_s", pa.float64()),
+        *_SCORES,
+        ("verdict", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""Columns of the table of scores; ``reason`` is empty for clips to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeResult:
+    """How the judging went."""
+
+    clips: int
+    """Clips scored."""
+    kept: int
+    """Clips to keep."""
+    dropped: dict[str, int]
+    """Clips to drop, by the first measure that spoke against them."""
+    quarantined: dict[str, int]
+    """Files that could not be scored, by reason."""
+    out: str
+    """The table of scores; empty on a dry run."""
+    seconds: float
+    """Wall time."""
+    items: list[Quarantined] = field(default_factory=list)
+    """The files that could not be scored."""
+
+    @property
+    def quarantined_items(self) -> list[Quarantined]:
+        """Items set aside."""
+        return self.items
+
+    def __repr__(self) -> str:
+        dropped = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items()) or "none"
+        aside = f", {sum(self.quarantined.values())} set aside" if self.quarantined else ""
+        if not self.out:
+            return f"{self.clips} clips to judge{aside}, nothing written"
+        found = f"{self.kept} of {self.clips} clips kept (dropped: {dropped}){aside}"
+        return f"{found}, {format_seconds(self.seconds)} -> {self.out}"
+
+
+def judge(
+    source: str,
+    *,
+    out: str | None = None,
+    config: JudgeConfig | str | Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> JudgeResult:
+    """Scores clips and writes a table: one row per clip with its measures, a verdict and the reason.
+
+    Args:
+        source: a folder of videos, a clip manifest, or a folder of packed shards.
+        out: the table to write, such as scores.parquet.
+        config: a preset, a YAML file or options.
+        limit: at most so many clips.
+        dry_run: list the clips, but decode and write nothing.
+        options: fields of `JudgeConfig`.
+
+    Raises:
+        ConfigError: no place for the table.
+        DataError: the source is missing or holds no clip that can be decoded.
+    """
+    start = time.monotonic()
+    cfg = resolve(JudgeConfig, config, **options)
+    if out is None and not dry_run:
+        raise ConfigError("say where the table of scores goes: --out scores.parquet")
+    candidates = open_clips(source, limit)
+    aside = list(candidates.refused)
+    rows = [] if dry_run else _rows(candidates.clips, cfg, aside)
+    if not dry_run:
+        if not rows:
+            raise DataError(f"no clip of '{source}' could be scored: {'; '.join(item.detail for item in aside[:3])}")
+        origin = provenance(config=cfg, inputs={"clips": candidates.digest})
+        files.write_parquet(
+            str(out), pa.Table.from_pylist(rows, SCHEMA), {**origin, "skipped": [vars(q) for q in aside]}
+        )
+    against = Counter(row["reason"].split(" ")[0] for row in rows if row["verdict"] == DROP)
+    return JudgeResult(
+        clips=len(candidates.clips) if dry_run else len(rows),
+        kept=sum(row["verdict"] == KEEP for row in rows),
+        dropped=dict(sorted(against.items())),
+        quarantined=count_reasons(aside),
+        out="" if dry_run else str(out),
+        seconds=time.monotonic() - start,
+        items=aside,
+    )
+
+
+def _rows(clips: list[Candidate], config: JudgeConfig, aside: list[Quarantined]) -> list[dict[str, Any]]:
+    """Scores clips; those that do not decode are added to ``aside``."""
+    rows = []
+    with Progress("dream judge", len(clips)) as progress:
+        for clip in clips:
+            try:
+                rows.append(_row(clip, config))
+            except SkipItemError as error:
+                aside.append(Quarantined(item=clip.item, reason=error.reason, detail=error.detail))
+            except DataError as error:
+                aside.append(Quarantined(item=clip.item, reason="unreadable", detail=str(error)))
+            progress.add(amount=rows[-1]["frames"] if rows else 0)
+    return rows
+
+
+def _row(clip: Candidate, config: JudgeConfig) -> dict[str, Any]:
+    frames = clip.load()
+    scores = score(frames)
+    reason = objection(scores, config)
+    return {
+        "item": clip.item,
+        "text": clip.text,
+        "frames": len(frames),
+        "duration_s": float(frames.times_s[-1] - frames.times_s[0]),
+        **dataclasses.asdict(scores),
+        "verdict": DROP if reason else KEEP,
+        "reason": reason,
+    }

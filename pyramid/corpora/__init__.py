@@ -1,0 +1,1 @@
+"""Corpora: one file per kind, each yielding clips; the clip manifest."""

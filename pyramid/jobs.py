@@ -1,0 +1,207 @@
+"""Jobs: a plan of units, a receipt for each finished unit, resume, quarantine.
+
+A unit's work is a function of its own; this file decides which units run, records how they ended, and never runs
+one twice. Which worker does what has no influence on any result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pyramid import files
+from pyramid.errors import DataError, InterruptedJobError, PyramidError, SkipItemError
+from pyramid.progress import Progress
+
+RECEIPTS = "_receipts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One piece of work whose outcome is a pure function of ``task`` and the files it names."""
+
+    name: str
+    """Names the receipt; unique in a plan; letters, digits, - and _."""
+    digest: str
+    """Digest of everything that decides the outcome; a receipt with another digest is stale."""
+    task: Any
+    """What the work function gets; plain data that can cross to another process."""
+    amount: float = 0.0
+    """Size of the work in what the rate counts, such as frames; for progress only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """One item that was set aside."""
+
+    item: str
+    """Path or id."""
+    reason: str
+    """Short slug that results count by."""
+    detail: str
+    """The sentence for a person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a unit's work returns: facts for the result, and items set aside on the way."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Plain data; what the receipt keeps."""
+    output: str = ""
+    """Name of the file it wrote, relative to the job's folder; empty when there is none."""
+    quarantined: tuple[Quarantined, ...] = ()
+    """Items of this unit that were set aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobReport:
+    """How a job went, in the order of the plan."""
+
+    outcomes: list[Outcome]
+    """One for each unit of the plan."""
+    skipped_done: int
+    """Units that a former run had finished."""
+    seconds: float
+    """Wall time of this run."""
+
+    @property
+    def quarantined(self) -> list[Quarantined]:
+        """All items set aside, in the order of the plan."""
+        return [q for outcome in self.outcomes for q in outcome.quarantined]
+
+
+def count_reasons(items: Sequence[Quarantined]) -> dict[str, int]:
+    """Counts quarantined items by reason."""
+    return dict(sorted(Counter(item.reason for item in items).items()))
+
+
+def run_job(
+    units: Sequence[Unit],
+    work: Callable[[Any], Outcome],
+    *,
+    folder: str,
+    label: str,
+    workers: int = 1,
+    resume: bool = True,
+    unit_name: str = "frames",
+) -> JobReport:
+    """Runs the units that have no valid receipt in ``folder`` and returns the outcome of all.
+
+    A receipt is written after its unit's output bears its final name, so a unit is done or not done, whenever the
+    process dies. A unit that raises `SkipItemError` is quarantined whole; any other error of the toolkit ends the job.
+
+    Raises:
+        InterruptedJobError: Ctrl-C or SIGTERM; what is done stays done.
+    """
+    start = time.monotonic()
+    files.make_dirs(folder)
+    files.remove_temporaries(folder)
+    files.remove_temporaries(files.join(folder, RECEIPTS))
+    done = {u.name: found for u in units if resume and (found := _read_receipt(folder, u)) is not None}
+    todo = [u for u in units if u.name not in done]
+    with Progress(label, len(todo), unit_name) as progress, _interruptible(label):
+        for unit, outcome in _execute(todo, work, min(workers, len(todo))):
+            _write_receipt(folder, unit, outcome)
+            done[unit.name] = outcome
+            progress.add(amount=unit.amount)
+    return JobReport(
+        outcomes=[done[u.name] for u in units],
+        skipped_done=len(units) - len(todo),
+        seconds=time.monotonic() - start,
+    )
+
+
+def pending(units: Sequence[Unit], *, folder: str, resume: bool = True) -> list[Unit]:
+    """Returns the units that `run_job` would run."""
+    return [u for u in units if not resume or _read_receipt(folder, u) is None]
+
+
+@contextlib.contextmanager
+def _interruptible(label: str) -> Iterator[None]:
+    def stop(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Signals can be caught in the main thread only; elsewhere a job simply has no handler of its own.
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        before = None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedJobError(f"{label}: stopped; run the same command again to go on where it stopped") from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def attempt(work: Callable[[Any], Outcome], unit: Unit) -> Outcome:
+    """Runs one unit; a `SkipItemError` becomes an outcome with the whole unit set aside."""
+    try:
+        return work(unit.task)
+    except SkipItemError as error:
+        return Outcome(quarantined=(Quarantined(item=unit.name, reason=error.reason, detail=error.detail),))
+
+
+def _execute(units: Sequence[Unit], work: Callable[[Any], Outcome], workers: int) -> Iterator[tuple[Unit, Outcome]]:
+    if workers <= 1:
+        for unit in units:
+            yield unit, attempt(work, unit)
+        return
+    # A forked child would inherit locked decoder and torch threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker) as pool:
+        futures: list[tuple[Unit, Future[Outcome]]] = []
+        try:
+            futures = [(unit, pool.submit(attempt, work, unit)) for unit in units]
+            for unit, future in futures:
+                yield unit, future.result()
+        except BrokenProcessPool as error:
+            raise PyramidError(
+                "a worker process died (out of memory, or killed); run the same command again, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _quiet_worker() -> None:
+    # Ctrl-C reaches the whole process group; only the parent answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _receipt_path(folder: str, unit: Unit) -> str:
+    return files.join(folder, RECEIPTS, f"{unit.name}.json")
+
+
+def _write_receipt(folder: str, unit: Unit, outcome: Outcome) -> None:
+    size = files.size_bytes(files.join(folder, outcome.output)) if outcome.output else 0
+    files.write_json(_receipt_path(folder, unit), {"digest": unit.digest, "bytes": size, **asdict(outcome)})
+
+
+def _read_receipt(folder: str, unit: Unit) -> Outcome | None:
+    """Returns a unit's outcome if its receipt is valid and its output is there at the size it had."""
+    path = _receipt_path(folder, unit)
+    if not files.exists(path):
+        return None
+    try:
+        data = files.read_json(path)
+        output = str(data["output"])
+        if data["digest"] != unit.digest or (output and not files.exists(files.join(folder, output))):
+            return None
+        if output and files.size_bytes(files.join(folder, output)) != data["bytes"]:
+            return None
+        aside = tuple(Quarantined(**q) for q in data["quarantined"])
+        return Outcome(facts=data["facts"], output=output, quarantined=aside)
+    except (DataError, KeyError, TypeError):
+        return None  # An unreadable receipt is no receipt.

@@ -1,0 +1,1 @@
+"""Labels for clips: the Labeler protocol, the label table, the engine and its executors."""

@@ -1,0 +1,1 @@
+"""Network parts that two or more models share, and how a model is saved."""

@@ -1,0 +1,1 @@
+"""What people look at: the state of jobs, the state of a machine."""

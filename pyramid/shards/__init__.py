@@ -1,0 +1,1 @@
+"""The shard format: plain webdataset tars beside one index that makes them seekable and checkable."""

@@ -1,0 +1,103 @@
+"""How a shard folder is laid out: file names, sample members, the index's columns, safe arrays.
+
+Writing is left to `pyramid.shards.writer`, reading to `pyramid.shards.reader`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pyramid import files
+from pyramid.errors import DataError, UnsafeInputError
+from pyramid.types import KEY_PATTERN, Clip
+
+INDEX_FILE = "shards.parquet"
+SHARD_PATTERN = re.compile(r"[a-z0-9_]+-[0-9]{6}\.tar")
+MAX_MEMBER_BYTES = 2**30
+_ARRAY_KINDS = "iuf"
+
+META, VIDEO, TIMES, STATE, ACTION = "json", "mp4", "t_s.npy", "state.npy", "action.npy"
+MEMBERS = (META, VIDEO, TIMES, STATE, ACTION)
+"""What a sample may hold; the part after the key and a dot."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("frames", pa.int32()),
+        ("sha256", pa.string()),
+        ("clip_id", pa.string()),
+        ("corpus", pa.string()),
+        ("tier", pa.string()),
+        ("embodiment", pa.string()),
+        ("split", pa.string()),
+        ("text", pa.string()),
+        ("rate_hz", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("state_dim", pa.int32()),
+        ("action_dim", pa.int32()),
+        ("static_share", pa.float64()),
+        ("camera_px", pa.float64()),
+        ("cuts", pa.list_(pa.int32())),
+        ("notes", pa.list_(pa.string())),
+        ("shard_sha256", pa.string()),
+        ("shard_bytes", pa.int64()),
+    ]
+)
+
+
+def shard_name(prefix: str, number: int) -> str:
+    """Returns the file name of a shard, such as ``clips-000017.tar``."""
+    return f"{prefix}-{number:06d}.tar"
+
+
+def table_name(shard: str) -> str:
+    """Returns the file name of a shard's label table: the same number."""
+    return shard.removesuffix(".tar") + ".parquet"
+
+
+def sample_key(clip: Clip) -> str:
+    """Returns the key of a clip's sample: corpus, digest of the clip id, part 0000."""
+    key = f"{clip.corpus}-{files.sha256_bytes(clip.clip_id.encode())[:12]}-0000"
+    if not KEY_PATTERN.fullmatch(key):
+        raise DataError(f"clip '{clip.clip_id}': '{key}' is no sample key")
+    return key
+
+
+def dump_array(array: NDArray[Any]) -> bytes:
+    """Writes an array in numpy's own format, version 1.0, without pickle."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return out.getvalue()
+
+
+def load_array(data: bytes, name: str) -> NDArray[Any]:
+    """Reads a numpy array, trusting its header only as far as the bytes behind it go.
+
+    Raises:
+        UnsafeInputError: a header that claims more or less data than there is, or anything but plain numbers.
+    """
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise UnsafeInputError(f"{name}: only version 1.0 of the npy format is read")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise DataError(f"{name} is not a numpy array: {error}") from error
+    if dtype.kind not in _ARRAY_KINDS or fortran:
+        raise UnsafeInputError(f"{name}: arrays of {dtype} are not read; only plain numbers in C order")
+    left = data[stream.tell() :]
+    if math.prod(shape) * dtype.itemsize != len(left):
+        raise UnsafeInputError(f"{name}: the header claims {shape} of {dtype}, but {len(left)} bytes follow")
+    return np.frombuffer(left, dtype).reshape(shape)

@@ -1,0 +1,206 @@
+"""Reads shard folders through their index: any sample by number, checked against its sha256, nothing extracted.
+
+Joining labels and mixing sources is left to `pyramid.mixture`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pyramid import files
+from pyramid.errors import DataError, UnsafeInputError
+from pyramid.shards.layout import (
+    ACTION,
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    MAX_MEMBER_BYTES,
+    MEMBERS,
+    META,
+    SHARD_PATTERN,
+    STATE,
+    TIMES,
+    VIDEO,
+    load_array,
+)
+from pyramid.types import KEY_PATTERN
+from pyramid.video.decode import decode_mp4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip as it stands in a shard."""
+
+    key: str
+    """Unique key."""
+    meta: dict[str, Any]
+    """The sample's JSON: clip_id, text, tier, embodiment, rate_hz, split, scores, ..."""
+    times_s: NDArray[np.float64]
+    """float64 [T], seconds from the clip's start."""
+    video: bytes = field(repr=False)
+    """MP4 (H.264, short GOP) of the T frames."""
+    state: NDArray[np.float32] | None = field(default=None, repr=False)
+    """float32 [T, S], physical units; None without proprioception."""
+    action: NDArray[np.float32] | None = field(default=None, repr=False)
+    """float32 [T, D], physical units, row t applied at frame t; None for videos without actions."""
+
+    def frames(self, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
+        """Decodes frames by index; uint8 [n, H, W, 3], RGB; all of them if ``indices`` is None."""
+        return decode_mp4(self.video, indices)
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    def __repr__(self) -> str:
+        numbers = "".join(
+            f", {n} {a.shape[1]}-D" for n, a in (("state", self.state), ("action", self.action)) if a is not None
+        )
+        return f"Sample({self.key}: {len(self)} frames, {self.times_s[-1]:.2f} s{numbers})"
+
+
+class ShardSet:
+    """A shard folder, opened through its index."""
+
+    def __init__(self, folder: str, index: pa.Table, metadata: dict[str, Any]) -> None:
+        self.folder = folder
+        self.index = index
+        """One row per sample, in the order of the shards; columns as in `INDEX_SCHEMA`."""
+        self.metadata = metadata
+        """Provenance of the index."""
+
+    @classmethod
+    def open(cls, folder: str) -> ShardSet:
+        """Opens a folder that `pyramid pack` wrote.
+
+        Raises:
+            DataError: no index there, other columns, or names that are no shard names.
+        """
+        path = files.join(folder, INDEX_FILE)
+        if not files.exists(path):
+            raise DataError(
+                f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
+            )
+        index = files.read_parquet(path, INDEX_SCHEMA.names)
+        bad = [name for name in index["shard"].unique().to_pylist() if not SHARD_PATTERN.fullmatch(str(name))]
+        if bad:
+            raise UnsafeInputError(f"'{path}' names the shard {bad[0]!r}, which is no shard name")
+        return cls(str(folder), index, files.parquet_metadata(path))
+
+    def __len__(self) -> int:
+        return int(self.index.num_rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of every sample's key and content, in order; what mixtures refer to."""
+        return files.digest([self.index["key"].to_pylist(), self.index["sha256"].to_pylist()])
+
+    def shard_digest(self, shard: str) -> str:
+        """Digest of the keys and contents of one shard; what its label tables refer to."""
+        rows = [self.rows[i] for i in self.of_shard(shard)]
+        return files.digest([[row["key"], row["sha256"]] for row in rows])
+
+    @cached_property
+    def shards(self) -> list[str]:
+        """Shard file names in order."""
+        return list(dict.fromkeys(self.index["shard"].to_pylist()))
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The index as a list of mappings."""
+        return list(self.index.to_pylist())
+
+    @cached_property
+    def number(self) -> dict[str, int]:
+        """Row number of each key."""
+        return {row["key"]: i for i, row in enumerate(self.rows)}
+
+    def of_shard(self, shard: str) -> list[int]:
+        """Returns the row numbers of a shard's samples, in order."""
+        return self._numbers[shard]
+
+    @cached_property
+    def _numbers(self) -> dict[str, list[int]]:
+        numbers: dict[str, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            numbers.setdefault(row["shard"], []).append(i)
+        return numbers
+
+    def read(self, i: int) -> Sample:
+        """Reads and checks sample ``i``.
+
+        Raises:
+            DataError: the shard is gone, was cut or changed since the index was written; it is named.
+        """
+        row = self.rows[i]
+        path = files.join(self.folder, row["shard"])
+        data = files.read_range(path, row["offset"], row["size"])
+        if files.sha256_bytes(data) != row["sha256"]:
+            raise DataError(
+                f"{path}: sample {row['key']} is not what the index says; "
+                f"run 'pyramid verify {self.folder} --quarantine'"
+            )
+        return parse_sample(data, row["key"], path)
+
+    def as_webdataset(self) -> Any:
+        """Returns a plain ``webdataset.WebDataset`` over the shards, for pipelines that know nothing of the index.
+
+        Its samples are undecoded members by name. Nothing checks them against the index: see `read` for that.
+        """
+        import webdataset
+
+        urls = [files.join(self.folder, shard) for shard in self.shards]
+        if files.is_remote(self.folder):
+            webdataset.gopen_schemes["s3"] = lambda url, mode="rb", _size=8192, **_: files.filesystem(url).open(
+                url, mode
+            )
+        return webdataset.WebDataset(urls, shardshuffle=False)
+
+    def iter_shard(self, shard: str) -> Iterator[Sample]:
+        """Yields the samples of one shard in order."""
+        for i in self.of_shard(shard):
+            yield self.read(i)
+
+
+def parse_sample(data: bytes, key: str, where: str) -> Sample:
+    """Reads the tar members of one sample; everything unexpected is refused by name."""
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for entry in tar:
+                name = entry.name.removeprefix(key + ".")
+                if not entry.isreg() or not KEY_PATTERN.fullmatch(key) or name not in MEMBERS or name in members:
+                    raise UnsafeInputError(f"{where}: unexpected member {entry.name!r} in sample {key}")
+                stream = tar.extractfile(entry)
+                if stream is None or entry.size > MAX_MEMBER_BYTES:
+                    raise UnsafeInputError(f"{where}: member {entry.name!r} of {entry.size} bytes is not read")
+                members[name] = stream.read()
+    except tarfile.TarError as error:
+        raise DataError(f"{where}: sample {key} is not a tar: {error}") from error
+    missing = [name for name in (META, VIDEO, TIMES) if name not in members]
+    if missing:
+        raise DataError(f"{where}: sample {key} lacks {', '.join(missing)}")
+    return _build(members, key, where)
+
+
+def _build(members: dict[str, bytes], key: str, where: str) -> Sample:
+    try:
+        meta = json.loads(members[META])
+    except ValueError as error:
+        raise DataError(f"{where}: sample {key} has broken JSON: {error}") from error
+    arrays = {
+        name: load_array(members[name], f"{where}: {key}.{name}") for name in (TIMES, STATE, ACTION) if name in members
+    }
+    times = arrays[TIMES]
+    for name in (STATE, ACTION):
+        if name in arrays and (arrays[name].ndim != 2 or len(arrays[name]) != len(times)):
+            raise DataError(f"{where}: {key}.{name} is {arrays[name].shape}, but there are {len(times)} frames")
+    return Sample(key, meta, times, members[VIDEO], arrays.get(STATE), arrays.get(ACTION))

@@ -1,0 +1,145 @@
+"""The verb ``verify``: holds shards and label tables against their index, and sets the bad ones aside."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from pyramid import files
+from pyramid.errors import ConfigError, DataError, ExitCode, PyramidError
+from pyramid.jobs import RECEIPTS, Quarantined
+from pyramid.progress import Progress
+from pyramid.shards.layout import INDEX_FILE, table_name
+from pyramid.shards.reader import ShardSet
+
+QUARANTINE = "_quarantine"
+LABELS = "labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult:
+    """What verifying found."""
+
+    shards: int
+    """Shards that the index names."""
+    samples: int
+    """Samples that the index names."""
+    bad: list[dict[str, str]] = field(default_factory=list)
+    """``path`` and ``reason`` of each bad shard or label table."""
+    quarantined: bool = False
+    """Whether the bad ones were set aside."""
+
+    @property
+    def quarantined_items(self) -> list[Quarantined]:
+        """The bad files."""
+        return [Quarantined(item=b["path"], reason="bad", detail=f"{b['path']}: {b['reason']}") for b in self.bad]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Bad files that are still in their place are a failure."""
+        if not self.bad:
+            return ExitCode.DONE
+        return ExitCode.QUARANTINED if self.quarantined else ExitCode.FAILED
+
+    def __repr__(self) -> str:
+        if not self.bad:
+            return f"{self.shards} shards, {self.samples} samples: all as the index says"
+        what = "set aside" if self.quarantined else "bad; set them aside with --quarantine"
+        return f"{self.shards} shards, {self.samples} samples: {len(self.bad)} files {what}"
+
+
+def verify(shards: str, *, quarantine: bool = False) -> VerifyResult:
+    """Checks shards and label tables against their index.
+
+    Args:
+        shards: the shard folder.
+        quarantine: move bad files into _quarantine and take their samples out of the index.
+
+    Raises:
+        DataError: no index there.
+    """
+    if quarantine and files.is_remote(shards):
+        raise ConfigError("--quarantine moves files, which is done for local folders only; copy the folder first")
+    found = ShardSet.open(shards)
+    bad_shards = {name: reason for name in _progress(found) if (reason := _shard_fault(found, name))}
+    bad_tables = dict(_table_faults(found))
+    if quarantine and (bad_shards or bad_tables):
+        _set_aside(found, [*bad_shards, *bad_tables], set(bad_shards))
+    bad = {**bad_shards, **bad_tables}
+    return VerifyResult(
+        shards=len(found.shards),
+        samples=len(found),
+        bad=[{"path": files.join(shards, name), "reason": reason} for name, reason in bad.items()],
+        quarantined=quarantine and bool(bad),
+    )
+
+
+def _progress(found: ShardSet) -> Iterator[str]:
+    with Progress("verify", len(found.shards)) as progress:
+        for shard in found.shards:
+            yield shard
+            progress.add()
+
+
+def _shard_fault(found: ShardSet, shard: str) -> str:
+    """Returns what is wrong with a shard, or nothing."""
+    path = files.join(found.folder, shard)
+    numbers = found.of_shard(shard)
+    row = found.rows[numbers[0]]
+    if not files.exists(path):
+        return "the file is missing"
+    size = files.size_bytes(path)
+    if size != row["shard_bytes"]:
+        return f"{size} bytes, the index says {row['shard_bytes']}"
+    if files.sha256_file(path) == row["shard_sha256"]:
+        return ""
+    for i in numbers:
+        try:
+            found.read(i)
+        except PyramidError as error:
+            return str(error)
+    return "changed outside its samples"
+
+
+def _table_faults(found: ShardSet) -> Iterator[tuple[str, str]]:
+    """Yields the label tables that do not fit the index, with the reason."""
+    root = files.join(found.folder, LABELS)
+    for run in files.listdir(root):
+        for name in files.listdir(files.join(root, run)):
+            if name.endswith(".parquet"):
+                relative = f"{LABELS}/{run}/{name}"
+                reason = _table_fault(found, files.join(found.folder, relative), name)
+                if reason:
+                    yield relative, reason
+
+
+def _table_fault(found: ShardSet, path: str, name: str) -> str:
+    shard = next((s for s in found.shards if table_name(s) == name), None)
+    if shard is None:
+        return "there is no shard of this number"
+    try:
+        if files.parquet_metadata(path).get("index_digest") != found.shard_digest(shard):
+            return f"made for another {shard} than the one here; label again"
+        table = files.read_parquet(path, ["key", "t_s"])
+    except DataError as error:
+        return str(error)
+    strangers = set(pc.unique(table["key"]).to_pylist()) - {found.rows[i]["key"] for i in found.of_shard(shard)}
+    return f"labels the clip {sorted(strangers)[0]}, which is not in {shard}" if strangers else ""
+
+
+def _set_aside(found: ShardSet, names: list[str], shards: set[str]) -> None:
+    """Moves files into the quarantine, drops their receipts, and writes the index without the bad shards."""
+    for name in names:
+        source, target = Path(found.folder, name), Path(found.folder, QUARANTINE, name)
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, target)
+        receipt = f"{Path(name).stem}.json"
+        files.remove(source.parent / RECEIPTS / receipt)
+    if shards:
+        kept = found.index.filter(pc.invert(pc.is_in(found.index["shard"], pc.cast(list(shards), "string"))))
+        files.write_parquet(files.join(found.folder, INDEX_FILE), kept, found.metadata)

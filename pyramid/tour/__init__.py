@@ -1,0 +1,1 @@
+"""The whole way once, from videos to an answering policy: the verb ``demo``."""

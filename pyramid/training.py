@@ -1,0 +1,312 @@
+"""What the three models share in training: the step module, the Lightning trainer, resume, saving.
+
+Batches are a pure function of the step, so resuming is asking for a later step. What a batch holds and what the loss
+is, each model says itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from pyramid import files
+from pyramid.config import provenance
+from pyramid.errors import ConfigError, DataError, InterruptedJobError, PyramidError
+from pyramid.nn.checkpoint import CONFIG_FILE, read_model_config, save_model
+from pyramid.progress import Progress, format_seconds
+from pyramid.rng import seed_of, torch_generator
+
+BatchAt = Callable[[int], Any]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How a model is optimised: AdamW, linear warm-up, cosine decay to zero."""
+
+    max_steps: int = 200
+    """Optimiser steps in all; also the length of the cosine."""
+    batch_size: int = 32
+    """Samples per step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's moment decays."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up from 0."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    """Decides initial weights, order of data, noise and dropout."""
+    precision: Precision = "32-true"
+    """Lightning's precision name."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints to resume from."""
+    log_every: int = 10
+    """Steps between entries in TensorBoard."""
+    threads: int = 0
+    """Torch threads; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that no training could run with."""
+        for name in ("max_steps", "batch_size", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < 1:
+            raise ValueError(f"lr must be in (0, 1), got {self.lr}")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training a model gave."""
+
+    kind: str
+    """``lam``, ``idm`` or ``vla``."""
+    out: str
+    """The model folder."""
+    steps: int
+    """Optimiser steps done in all."""
+    parameters: int
+    """Trained and frozen parameters."""
+    loss: float | None
+    """Last logged loss; None when nothing was trained now."""
+    seconds: float
+    """Wall time of this run."""
+    reused: bool
+    """Whether a finished model with this very config and data was found."""
+    dry_run: bool = False
+    """Whether this is only a plan."""
+
+    def __repr__(self) -> str:
+        if self.dry_run:
+            time_left = f", about {format_seconds(self.seconds)} on this machine" if self.seconds else ""
+            return f"train {self.kind}: {self.steps} steps, {self.parameters:,} parameters{time_left}; nothing written"
+        state = "found finished" if self.reused else f"loss {self.loss:.4g} in {format_seconds(self.seconds)}"
+        return f"{self.kind} model: {self.parameters:,} parameters, {self.steps} steps, {state} -> {self.out}"
+
+
+class StepModule(lightning.LightningModule):
+    """A model with its loss; subclasses implement `loss` alone."""
+
+    def __init__(self, model: nn.Module, config: TrainerConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.trainer_config = config
+
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        """Returns the scalar loss and what to log; every random draw comes from ``generator``."""
+        raise TypeError(f"{type(self).__name__} does not say what its loss is")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Computes the loss of one step; dropout is re-seeded so that a resumed run is bit-equal."""
+        step = self.global_step
+        torch.manual_seed(seed_of(self.trainer_config.seed, "dropout", step))
+        loss, logs = self.loss(batch, torch_generator(self.trainer_config.seed, "noise", step))
+        if not torch.isfinite(loss):
+            raise PyramidError(f"the loss is {loss.item()} at step {step}; lower the learning rate or check the data")
+        self.log_dict({"loss": loss.detach(), **{k: torch.as_tensor(float(v)) for k, v in logs.items()}})
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the parameters that train, warm-up, cosine."""
+        config = self.trainer_config
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def lr_factor(step: int, config: TrainerConfig) -> float:
+    """Returns the learning rate at ``step`` as a share of the peak."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+class _Steps(IterableDataset[Any]):
+    """Batches from the trainer's current step on."""
+
+    def __init__(self, module: StepModule, batch_at: BatchAt) -> None:
+        self.module, self.batch_at = module, batch_at
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in range(self.module.global_step, self.module.trainer_config.max_steps):
+            yield self.batch_at(step)
+
+
+class _Watch(Callback):
+    """Writes the checkpoint to resume from, and shows progress."""
+
+    def __init__(self, path: Path, progress: Progress, every: int) -> None:
+        self.path, self.progress, self.every = path, progress, every
+        self.loss = math.nan
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.loss = float(outputs["loss"])
+        self.progress.add(amount=module.trainer_config.batch_size)
+        if trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def train_model(
+    module: StepModule,
+    batch_at: BatchAt,
+    *,
+    kind: str,
+    out: str,
+    config: Any,
+    inputs: Mapping[str, str],
+    extra: Mapping[str, Any] | None = None,
+    resume: bool = True,
+) -> TrainResult:
+    """Trains a module to the end of its config and writes the model folder ``out``.
+
+    A finished model with the same config and inputs is reused; an unfinished run goes on from its last checkpoint and
+    ends bit-equal (on a CPU) to an uninterrupted one.
+
+    Args:
+        module: the model and its loss, freshly built from the config's seed.
+        batch_at: the batch of a step; a pure function.
+        kind: ``lam``, ``idm`` or ``vla``.
+        out: the model folder.
+        config: the model's whole config; saved with it.
+        inputs: digests of what it is trained on, by name.
+        extra: plain data saved with the model.
+        resume: False starts over.
+
+    Raises:
+        DataError: ``out`` holds a run with another config or other data.
+    """
+    source = provenance(config=config, inputs=inputs)
+    run = files.digest([kind, source["config"], source["inputs"]])
+    parameters = sum(p.numel() for p in module.model.parameters())
+    steps = module.trainer_config.max_steps
+    if resume and _finished(out, kind) == run:
+        return TrainResult(kind, out, steps, parameters, None, 0.0, reused=True)
+    start = time.monotonic()
+    loss = _fit(module, batch_at, folder=Path(out, "lightning"), run=run, resume=resume, label=f"train {kind}")
+    module.eval()
+    save_model(
+        out,
+        kind=kind,
+        config=source["config"],
+        module=module.model,
+        provenance={**source, "run": run},
+        extra=extra,
+    )
+    return TrainResult(kind, out, steps, parameters, loss, time.monotonic() - start, reused=False)
+
+
+def _finished(out: str, kind: str) -> str | None:
+    """Returns the digest of the run that a complete model folder came from."""
+    if not files.exists(files.join(out, CONFIG_FILE)):
+        return None
+    try:
+        return str(read_model_config(out, kind)["provenance"]["run"])
+    except (DataError, KeyError, TypeError):
+        return None
+
+
+def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resume: bool, label: str) -> float:
+    config = module.trainer_config
+    files.make_dirs(folder)
+    checkpoint = folder / "last.ckpt"
+    _claim(folder, run, resume)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    _quiet()
+    with Progress(label, config.max_steps, "samples") as progress:
+        watch = _Watch(checkpoint, progress, config.checkpoint_every)
+        trainer = lightning.Trainer(
+            max_steps=config.max_steps,
+            accelerator="auto",
+            devices=1,
+            precision=config.precision,
+            gradient_clip_val=config.grad_clip,
+            log_every_n_steps=config.log_every,
+            callbacks=[watch],
+            logger=TensorBoardLogger(folder.parent, name="logs", version=""),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        found = checkpoint if checkpoint.exists() else None
+        if found is not None:
+            progress.done = _step_of(found)
+        loader: DataLoader[Any] = DataLoader(_Steps(module, batch_at), batch_size=None)
+        module.train()
+        trainer.fit(module, loader, ckpt_path=found, weights_only=True if found is not None else None)
+    if trainer.interrupted or trainer.global_step < config.max_steps:
+        raise InterruptedJobError(
+            f"{label}: stopped at step {trainer.global_step}; run the same command again to go on"
+        )
+    return watch.loss
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+
+
+def _claim(folder: Path, run: str, resume: bool) -> None:
+    """Marks the folder as this run's; refuses one that belongs to another unless told to start over."""
+    mark = folder / "run.json"
+    if mark.exists() and resume and files.read_json(mark).get("run") != run:
+        raise DataError(
+            f"'{folder.parent}' holds a training run with another config or other data; "
+            "choose another --out, or start over with --no-resume"
+        )
+    if not resume or not mark.exists():
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        files.write_json(mark, {"run": run})
+
+
+def _quiet() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+def probe_step_s(module: StepModule, batch_at: BatchAt, *, n: int = 3) -> float:
+    """Times ``n`` forward and backward passes after one to warm up; returns seconds per step. Writes nothing."""
+    module.train()
+    start = 0.0
+    for step in range(n + 1):
+        if step == 1:
+            start = time.perf_counter()
+        batch = batch_at(step)
+        loss, _ = module.loss(batch, torch_generator(module.trainer_config.seed, "noise", step))
+        loss.backward()  # type: ignore[no-untyped-call]
+        module.zero_grad()
+    return (time.perf_counter() - start) / n
+
+
+def plan_only(module: StepModule, batch_at: BatchAt | None, *, kind: str) -> TrainResult:
+    """Returns what training would do; with data, timed by a probe of three steps."""
+    steps = module.trainer_config.max_steps
+    seconds = probe_step_s(module, batch_at) * steps if batch_at is not None else 0.0
+    parameters = sum(p.numel() for p in module.model.parameters())
+    return TrainResult(kind, "", steps, parameters, None, seconds, reused=False, dry_run=True)
+
+
+def require_data(data: object, out: str | None, *, what: str) -> None:
+    """Refuses a training call without its data or without a place for the model."""
+    if not data:
+        raise ConfigError(f"nothing to train on: name {what} (only --dry-run goes without)")
+    if out is None:
+        raise ConfigError("say where the model goes: --out DIR")

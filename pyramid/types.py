@@ -1,0 +1,149 @@
+"""Value types that travel between rooms: clips, frames, action chunks, embodiments.
+
+They hold and check; reading, decoding and computing is left to the rooms that need it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyramid.errors import DataError
+
+Tier = Literal["base", "middle", "top"]
+TIERS: tuple[Tier, ...] = ("base", "middle", "top")
+Split = Literal["train", "val"]
+
+KEY_PATTERN = re.compile(r"[a-z0-9_]+-[0-9a-f]{12}-[0-9]{4}")
+"""What a sample's key in a shard looks like: corpus, digest of the clip id, part."""
+
+NAME_PATTERN = re.compile(r"[a-z0-9_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One stretch of one video, a row of the clip manifest."""
+
+    clip_id: str
+    """Stable name, unique in a manifest; the same input gives the same id on every machine."""
+    corpus: str
+    """Where it comes from, ``[a-z0-9_]+``; the first part of the sample's key."""
+    video: str
+    """Path or URL of the video file."""
+    start_s: float
+    """Start in the video's presentation time, seconds."""
+    end_s: float
+    """End (exclusive), seconds."""
+    source_hz: float | None = None
+    """True frame rate where the container's is wrong; None trusts the container."""
+    text: str = ""
+    """Instruction or caption; empty when none is known."""
+    text_origin: str = ""
+    """Where the text comes from: ``caption``, ``file_name``, ``task``; empty without text."""
+    tier: Tier = "base"
+    """Level of the pyramid: base (human), middle (generated), top (robot)."""
+    embodiment: str = "human"
+    """Whose body is seen or acts, ``[a-z0-9_]+``."""
+    split: Split = "train"
+    """Held-out clips are ``val``; a video is never in both."""
+    licence: str = ""
+    """Licence of the source; empty when unknown."""
+    episode: str = ""
+    """Parquet file with the clip's states and actions; empty when there are none."""
+    content: str = ""
+    """sha256 of the video file."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that no later stage could make sense of."""
+        if not (np.isfinite(self.start_s) and np.isfinite(self.end_s) and 0 <= self.start_s < self.end_s):
+            raise DataError(f"clip '{self.clip_id}': times {self.start_s}..{self.end_s} s are not a stretch of a video")
+        for name in (self.corpus, self.embodiment):
+            if not NAME_PATTERN.fullmatch(name):
+                raise DataError(f"clip '{self.clip_id}': '{name}' is not a name; use a-z, 0-9 and _")
+        if self.tier not in TIERS:
+            raise DataError(f"clip '{self.clip_id}': tier '{self.tier}' is none of {', '.join(TIERS)}")
+        if self.source_hz is not None and not (np.isfinite(self.source_hz) and self.source_hz > 0):
+            raise DataError(f"clip '{self.clip_id}': a rate of {self.source_hz} Hz is not a rate")
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.end_s - self.start_s
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """Returns the names of the manifest's columns, in order."""
+        return [field.name for field in fields(cls)]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded pictures with their times."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 [T, H, W, 3], RGB."""
+    times_s: NDArray[np.float64]
+    """float64 [T], seconds, ascending."""
+
+    def __post_init__(self) -> None:
+        """Checks ranks and lengths."""
+        if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != np.uint8:
+            raise DataError(f"frames must be uint8 [T, H, W, 3], got {self.pixels.dtype} {self.pixels.shape}")
+        if self.times_s.shape != (len(self.pixels),):
+            raise DataError(f"{len(self.pixels)} frames but times of shape {self.times_s.shape}")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        return f"Frames({self.pixels.shape}, {self.times_s[0]:.3f}..{self.times_s[-1]:.3f} s)"
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """The next actions of one embodiment."""
+
+    values: NDArray[np.float32]
+    """float32 [H, D], physical units."""
+    rate_hz: float
+    """Steps per second."""
+    embodiment: str
+    """Whose actions these are."""
+
+    def __post_init__(self) -> None:
+        """Checks the rank."""
+        if self.values.ndim != 2:
+            raise DataError(f"an action chunk is [H, D], got shape {self.values.shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embodiment:
+    """One body, or one way of labelling, with its own encoders and decoder in a policy."""
+
+    name: str
+    """``[a-z0-9_]+``; label sources are embodiments of their own, such as ``human_latent``."""
+    state_dim: int
+    """Numbers of proprioception; 0 when there are none."""
+    action_dim: int
+    """Numbers per action step."""
+    horizon: int
+    """Steps per action chunk; for latent actions the number of latent tokens."""
+    rate_hz: float
+    """Action steps per second; for latent actions 1 / gap."""
+    label: Literal["action", "latent", "pseudo"] = "action"
+    """What its actions are: measured, latent, or inferred by an inverse dynamics model."""
+
+    def __post_init__(self) -> None:
+        """Refuses names and sizes that cannot be a network's slot."""
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise DataError(f"embodiment '{self.name}': use a-z, 0-9 and _")
+        if self.state_dim < 0 or self.action_dim < 1 or self.horizon < 1 or not self.rate_hz > 0:
+            raise DataError(f"embodiment '{self.name}': sizes {self.to_dict()} are not positive")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data for JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,0 +1,1 @@
+"""Video files: what they say of themselves, their frames by time, and short-GOP clips."""

@@ -1,0 +1,135 @@
+"""Which generated clips to keep, and why not the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from neural_traj.ingest import ingest
+from neural_traj.judge import SCHEMA, judge
+from neural_traj.scores import ClipScores
+from neural_traj.verdict import JudgeConfig, objection
+from pyramid import files
+from pyramid.errors import ConfigError, DataError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+GOOD = ClipScores(
+    flicker=0.3, frozen_share=0.1, damaged=False, cuts=0, black_quadrant=0.2, colour_drift=4.0, motion=3.0
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"flicker": 2.5}, "flicker 2.5 > 2"),
+        ({"frozen_share": 0.75}, "frozen_share 0.75 > 0.5"),
+        ({"cuts": 1}, "cuts 1 > 0"),
+        ({"colour_drift": 30.0}, "colour_drift 30 > 25"),
+        ({"motion": 0.05}, "motion 0.05 < 0.1"),
+        ({"black_quadrant": 1.0}, ""),
+        ({"damaged": True, "flicker": 9.0}, "damaged (a frozen run between broken pictures)"),
+    ],
+)
+def test_the_first_objection_is_told_with_both_numbers(change: dict[str, float], reason: str) -> None:
+    assert objection(replace(GOOD, **change), JudgeConfig()) == reason
+
+
+def test_limits_are_inclusive_and_can_be_moved() -> None:
+    assert objection(replace(GOOD, flicker=2.0), JudgeConfig()) == ""
+    assert objection(GOOD, JudgeConfig(max_flicker=0.2)) == "flicker 0.3 > 0.2"
+    assert objection(replace(GOOD, damaged=True), JudgeConfig(drop_damaged=False)) == ""
+    assert objection(replace(GOOD, black_quadrant=0.99), JudgeConfig(max_black_quadrant=0.95)).startswith("black")
+
+
+@pytest.mark.parametrize("wrong", [{"max_flicker": -1.0}, {"max_frozen_share": 1.5}, {"max_cuts": -1}])
+def test_impossible_limits_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        JudgeConfig(**wrong)
+
+
+def test_a_folder_is_judged(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    result = judge(str(folder), out=str(out))
+    assert (result.clips, result.kept) == (4, 2)
+    assert result.dropped == {"flicker": 1, "frozen_share": 1}
+    assert result.quarantined == {"not_a_video": 1}
+    assert [item.item for item in result.quarantined_items] == [str(folder / "4_read_the_letter.mp4")]
+    table = pd.read_parquet(out)
+    assert list(table.columns) == SCHEMA.names
+    assert table["text"].tolist() == ["push the cup", "open the drawer", "close the drawer", "wait"]
+    assert table["verdict"].tolist() == ["keep", "keep", "drop", "drop"]
+    assert table["reason"].str.split(" ").str[0].tolist() == ["", "", "flicker", "frozen_share"]
+    assert table["frames"].tolist() == [24] * 4
+    assert table["duration_s"].tolist() == pytest.approx([23 / 8] * 4, abs=1e-3)
+    kept = files.parquet_metadata(out)
+    assert kept["config"]["max_flicker"] == 2.0
+    assert [item["reason"] for item in kept["skipped"]] == ["not_a_video"]
+
+
+def test_the_same_clips_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        judge(str(folder), out=str(tmp_path / name))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_manifest_is_judged_like_its_folder(folder: Path, tmp_path: Path) -> None:
+    ingest(str(folder), out=str(tmp_path / "clips.parquet"))
+    judge(str(tmp_path / "clips.parquet"), out=str(tmp_path / "a.parquet"))
+    judge(str(folder), out=str(tmp_path / "b.parquet"))
+    assert pd.read_parquet(tmp_path / "a.parquet").equals(pd.read_parquet(tmp_path / "b.parquet"))
+
+
+def test_packed_shards_are_judged(folder: Path, tmp_path: Path) -> None:
+    pack = pytest.importorskip("pyramid.shards.pack").pack
+    ingest(str(folder), out=str(tmp_path / "clips.parquet"))
+    pack(str(tmp_path / "clips.parquet"), out=str(tmp_path / "shards"))
+    result = judge(str(tmp_path / "shards"), out=str(tmp_path / "scores.parquet"))
+    table = pd.read_parquet(tmp_path / "scores.parquet").set_index("text")
+    assert result.clips == 4
+    assert table["verdict"].to_dict() == {
+        "push the cup": "keep",
+        "open the drawer": "keep",
+        "close the drawer": "drop",
+        "wait": "drop",
+    }
+
+
+def test_a_dry_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    result = judge(str(folder), dry_run=True)
+    assert (result.clips, result.kept, result.out) == (4, 0, "")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_limits_and_options(folder: Path, tmp_path: Path) -> None:
+    result = judge(str(folder), out=str(tmp_path / "s.parquet"), limit=3, max_flicker=50.0)
+    assert (result.clips, result.kept) == (3, 3)
+
+
+def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--out"):
+        judge(str(folder))
+    with pytest.raises(ConfigError, match="max_flicker"):
+        judge(str(folder), out="x", max_fliker=3)
+    with pytest.raises(DataError, match="not there"):
+        judge(str(tmp_path / "nowhere"), out="x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no clip"):
+        judge(str(tmp_path / "empty"), out="x")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real clips are not at {REAL}")
+def test_real_clips(tmp_path: Path) -> None:
+    """Published GR00T-Dreams clips are kept, one of two equal ones; baked-in damage of a real video is found."""
+    result = judge(str(REAL / "generated"), out=str(tmp_path / "g.parquet"))
+    assert (result.kept, result.quarantined) == (7, {"duplicate": 1})
+    table = pd.read_parquet(tmp_path / "g.parquet").set_index("item")
+    assert table["black_quadrant"].idxmax() == "generated/14_0_robocasa_multiview.mp4#0.000"
+    assert (table["black_quadrant"] > 0.95).sum() == 1
+    judge(str(REAL / "human"), out=str(tmp_path / "h.parquet"))
+    human = pd.read_parquet(tmp_path / "h.parquet").set_index("item")
+    assert human["damaged"].to_dict() == {name: "glitch" in name for name in human.index}

@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_policy import TINY, make_bodies
+
+from pyramid.errors import ConfigError, DataError
+from vla.policy import Policy, build_policy
+from vla.processor import denormalize, normalize
+
+
+def observation(seed=0, **changes):
+    draw = np.random.default_rng(seed)
+    return {
+        "images": draw.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8),
+        "text": "push",
+        "state": np.float32([1.0, 2.5, 0.5]),
+        **changes,
+    }
+
+
+def test_saved_and_loaded_is_bit_exact(policy, tmp_path):
+    policy.save_pretrained(str(tmp_path))
+    again = Policy.from_pretrained(str(tmp_path))
+    assert again.config == policy.config
+    assert again.embodiments == policy.embodiments
+    ours, theirs = policy.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for name in policy.embodiments:
+        want = policy.act(observation(state=None) if name == "human_latent" else observation(), embodiment=name, seed=4)
+        got = again.act(observation(state=None) if name == "human_latent" else observation(), embodiment=name, seed=4)
+        assert want.tobytes() == got.tobytes()
+    second = tmp_path / "again"
+    again.save_pretrained(str(second))
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (second / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_weights_are_a_function_of_the_seed_and_leave_torch_alone():
+    before = torch.random.get_rng_state()
+    a, b, c = (build_policy(TINY, make_bodies(), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_actions_are_in_physical_units(policy):
+    action = policy.act(observation(), embodiment="arm", seed=1)
+    assert action.shape == (4, 2)
+    assert action.dtype == np.float32
+    # Centre (10, -4), scale (3, 0.5): an untrained head stays within a few scales of the centre.
+    assert (abs(action - np.float32([10.0, -4.0])) < 8 * np.float32([3.0, 0.5])).all()
+    assert (policy.act(observation(), embodiment="arm", seed=1) == action).all()
+    assert (policy.act(observation(), embodiment="arm", seed=2) != action).any()
+
+
+def test_views_text_and_state_matter_and_padding_does_not(policy):
+    want = policy.act(observation(), embodiment="arm")
+    assert not np.allclose(policy.act(observation(1, state=np.float32([1, 2.5, 0.5])), embodiment="arm"), want)
+    assert not np.allclose(policy.act(observation(text="pull"), embodiment="arm"), want)
+    assert not np.allclose(policy.act(observation(state=np.float32([0, 0, 0.5])), embodiment="arm"), want)
+    full = policy.processor.text(["push"])
+    cut = policy.processor.text(["push"], trim=True)
+    images, state = torch.from_numpy(observation()["images"])[None], torch.tensor([[1.0, 2.5, 0.5]])
+    noise = torch.zeros(1, 4, 2)
+    answers = [
+        policy.sample(policy.prepare(policy.backbone(images, *t), state, None, "arm"), noise, "arm")
+        for t in (full, cut)
+    ]
+    assert cut[0].shape[1] == 5
+    assert torch.allclose(*answers, atol=1e-5)
+
+
+def test_embodiments_are_a_closed_list(policy):
+    with pytest.raises(ConfigError, match="several embodiments; name one of arm, human_latent"):
+        policy.act(observation())
+    with pytest.raises(ConfigError, match=r"'amr' is not declared.*did you mean 'arm'"):
+        policy.act(observation(), embodiment="amr")
+
+
+def test_observations_that_do_not_fit_are_refused(policy):
+    with pytest.raises(DataError, match="no state"):
+        policy.act(observation(state=None), embodiment="arm")
+    with pytest.raises(DataError, match="16, 16"):
+        policy.act(observation(images=np.zeros((1, 32, 32, 3), np.uint8)), embodiment="arm")
+
+
+def test_normalising_tensors_equals_normalising_arrays():
+    for body in make_bodies().values():
+        for clip in (False, True):
+            n = type(body.action)(body.action.kind, body.action.center, body.action.scale, clip)
+            x = np.random.default_rng(0).normal(size=(5, len(n.center))).astype(np.float32) * 20
+            assert np.allclose(normalize(n, torch.from_numpy(x)).numpy(), n.normalize(x), atol=1e-6)
+            assert np.allclose(denormalize(n, torch.from_numpy(x)).numpy(), n.denormalize(x), atol=1e-6)
+
+
+def test_damaged_folders_are_refused(policy, tmp_path):
+    policy.save_pretrained(str(tmp_path))
+    tokenizer = Path(tmp_path, "tokenizer.json")
+    text = tokenizer.read_text()
+    tokenizer.write_text(text.replace("<bos>", "<box>"))
+    with pytest.raises(DataError, match=r"tokenizer.json.* not the file"):
+        Policy.from_pretrained(str(tmp_path))
+    tokenizer.write_text(text)
+    config = json.loads(Path(tmp_path, "config.json").read_text())
+    config["config"]["policy"]["head"]["width"] = 48
+    config["config"]["policy"]["head"]["heads"] = 2
+    Path(tmp_path, "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="do not fit"):
+        Policy.from_pretrained(str(tmp_path))
+
+
+def test_a_frozen_backbone_does_not_train(bodies):
+    from dataclasses import replace
+
+    frozen = build_policy(replace(TINY, backbone=replace(TINY.backbone, frozen=True)), bodies).train()
+    assert not frozen.backbone.training
+    assert frozen.head.training
+    assert not any(p.requires_grad for p in frozen.backbone.parameters())
+    context, _ = frozen.encode(torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8), [""])
+    assert not context.requires_grad

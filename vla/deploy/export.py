@@ -1,0 +1,180 @@
+"""The verb `export`: a checkpoint becomes two ONNX graphs with proof that they answer as the checkpoint does.
+
+The graphs themselves are made in `vla.deploy.graphs`; the folder's description is `vla.deploy.spec`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import torch
+
+from pyramid import files
+from pyramid.config import provenance
+from pyramid.errors import ConfigError, PyramidError
+from pyramid.nn.checkpoint import WEIGHTS_FILE
+from vla.deploy.graphs import OPSET, Graph, System1, System2, to_onnx
+from vla.deploy.parity import PARITY_FILE, ParityReport, measure_parity, seeded_observation
+from vla.deploy.spec import SPEC_FILE, SYSTEM_1, SYSTEM_2, DeploySpec, FileRecord
+from vla.policy import TOKENIZER_FILE, Policy
+
+__all__ = ["ExportResult", "export"]
+
+EXTERNAL_BYTES = 1_500_000_000
+"""Graphs larger than this keep their weights in a file beside them: a protobuf ends at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export` wrote."""
+
+    out: str
+    """The deploy folder."""
+    embodiment: str
+    """Whose actions the graphs give."""
+    graphs: dict[str, dict[str, object]]
+    """Name of the graph -> ``file`` and ``bytes`` (with weights beside it, if any)."""
+    max_abs_error: dict[str, float]
+    """Name of the graph -> largest absolute difference to PyTorch over all seeded observations."""
+    opset: int
+    """ONNX operator set."""
+    observations: int
+    """Seeded observations that were compared."""
+    seconds: float = field(compare=False, default=0.0)
+    """Wall time."""
+    dry_run: bool = False
+    """Whether this is only a plan."""
+
+    def __repr__(self) -> str:
+        if self.dry_run:
+            plan = {name: f"about {graph['bytes']:,} bytes" for name, graph in self.graphs.items()}
+            return f"export '{self.embodiment}' to {self.out}: {plan}; nothing written"
+        size = ", ".join(
+            f"{graph['file']} {graph['bytes']:,} bytes (max error {self.max_abs_error[name]:.1e})"
+            for name, graph in self.graphs.items()
+        )
+        return f"exported '{self.embodiment}' in {self.seconds:.1f} s: {size} -> {self.out}"
+
+
+def export(
+    checkpoint: str,
+    *,
+    out: str,
+    embodiment: str | None = None,
+    observations: int = 100,
+    max_error: float = 1e-4,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> ExportResult:
+    """Exports a policy for one embodiment as ONNX graphs for System 1 and System 2.
+
+    The folder is complete when policy.json is there: it is removed first and written last. The same checkpoint gives
+    the same bytes.
+
+    Args:
+        checkpoint: model folder of a policy.
+        out: local folder to write.
+        embodiment: a declared embodiment; None for the only one.
+        observations: seeded observations on which ONNX Runtime is compared with PyTorch, >= 1.
+        max_error: largest absolute difference that is let through, in the units of the graph's output.
+        seed: decides the observations.
+        dry_run: check and plan only.
+
+    Raises:
+        ConfigError: the embodiment is not declared, or an option is out of range.
+        DataError: the checkpoint is damaged.
+        PyramidError: the graphs cannot be made, or differ from PyTorch by more than `max_error`.
+    """
+    if observations < 1 or files.is_remote(out):
+        raise ConfigError(f"export needs observations >= 1 and a local folder, got {observations} and '{out}'")
+    start = time.monotonic()
+    policy = Policy.from_pretrained(checkpoint).float()
+    name = policy.processor.body(embodiment).embodiment.name
+    graphs = _graphs(policy, name)
+    if dry_run:
+        sizes: dict[str, dict[str, object]] = {
+            g.name: {"file": f"{g.name}.onnx", "bytes": sum(p.numel() * 4 for p in g.module.parameters())}
+            for g in graphs
+        }
+        return ExportResult(out, name, sizes, {}, OPSET, observations, dry_run=True)
+    files.make_dirs(out)
+    files.remove(files.join(out, SPEC_FILE))
+    written = {graph.name: _write_graph(graph, out) for graph in graphs}
+    policy.save_tokenizer(out)
+    report = measure_parity(policy, name, graphs, out, observations=observations, seed=seed, limit=max_error)
+    files.write_json(files.join(out, PARITY_FILE), report)
+    _refuse(report)
+    _write_spec(policy, name, checkpoint, out, written)
+    described: dict[str, dict[str, object]] = {
+        g: {"file": records[0].file, "bytes": sum(r.bytes for r in records)} for g, records in written.items()
+    }
+    seconds = time.monotonic() - start
+    return ExportResult(out, name, described, report.max_abs_error, OPSET, observations, seconds)
+
+
+def _graphs(policy: Policy, embodiment: str) -> list[Graph]:
+    example = seeded_observation(policy, embodiment, 0, batch=2)
+    system2, system1 = System2(policy.backbone).eval(), System1(policy.head, embodiment).eval()
+    with torch.no_grad():
+        context = system2(*example.system2)
+    inputs = ("context", "context_mask", "noise", "state")[: 2 + len(example.system1)]
+    return [
+        Graph(SYSTEM_2, system2, example.system2, ("images", "text_ids", "text_mask"), ("context", "context_mask")),
+        Graph(SYSTEM_1, system1, (*context, *example.system1), inputs, ("action",)),
+    ]
+
+
+def _write_graph(graph: Graph, out: str) -> list[FileRecord]:
+    """Writes a graph, and its weights beside it when they are many; returns the files, the graph first."""
+    model, name = to_onnx(graph), f"{graph.name}.onnx"
+    if model.ByteSize() < EXTERNAL_BYTES:
+        files.write_bytes(files.join(out, name), model.SerializeToString(deterministic=True))
+        return [_record(out, name)]
+    weights = f"{name}.data"
+    files.remove(files.join(out, weights))  # the library appends to what it finds
+    onnx.external_data_helper.convert_model_to_external_data(model, location=weights, size_threshold=1024)
+    onnx.external_data_helper.write_external_data_tensors(model, out)
+    files.write_bytes(files.join(out, name), model.SerializeToString(deterministic=True))
+    return [_record(out, name), _record(out, weights)]
+
+
+def _refuse(report: ParityReport) -> None:
+    over = {graph: error for graph, error in report.max_abs_error.items() if not error <= report.limit}
+    if over:
+        worst = ", ".join(f"{graph} by {error:.2e}" for graph, error in over.items())
+        raise PyramidError(
+            f"the exported graphs differ from PyTorch ({worst}; allowed {report.limit:.0e}), so no {SPEC_FILE} was "
+            f"written; {PARITY_FILE} has the numbers"
+        )
+
+
+def _write_spec(policy: Policy, name: str, checkpoint: str, out: str, written: dict[str, list[FileRecord]]) -> None:
+    config, body = policy.config, policy.processor.body(name)
+    extra = {r.file: r for records in written.values() for r in records[1:]} | {PARITY_FILE: _record(out, PARITY_FILE)}
+    spec = DeploySpec(
+        embodiment=body.embodiment,
+        n_views=config.backbone.n_views,
+        image_size_px=config.backbone.image_size_px,
+        image_mean=policy.backbone.spec.image_mean,
+        image_std=policy.backbone.spec.image_std,
+        max_text_tokens=config.backbone.max_text_tokens,
+        sample_steps=config.head.sample_steps,
+        state=body.state,
+        action=body.action,
+        graphs={graph: records[0] for graph, records in written.items()},
+        tokenizer=_record(out, TOKENIZER_FILE),
+        opset=OPSET,
+        other_files=extra,
+        provenance=provenance(
+            config=config, inputs={"weights": files.sha256_file(files.join(checkpoint, WEIGHTS_FILE))}
+        ),
+    )
+    files.write_json(files.join(out, SPEC_FILE), spec.to_dict())
+
+
+def _record(out: str, name: str) -> FileRecord:
+    path = Path(out, name)
+    return FileRecord(name, path.stat().st_size, files.sha256_file(path))

@@ -1,0 +1,155 @@
+"""The two networks that are exported, and their way into ONNX files that are the same bytes every time.
+
+Which checkpoint is exported, and the proof that it is right, are `vla.deploy.export`'s.
+
+Shapes: B batch (dynamic), V views, H W pixels, T text tokens, L context tokens, C context width, S state dimensions,
+N chunk steps, D action dimensions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from onnx_ir.passes.common import DeduplicateInitializersPass
+from torch import Tensor, nn
+
+from pyramid.errors import PyramidError
+from vla.action_head import ActionHead
+from vla.backbone import Backbone
+
+__all__ = ["OPSET", "Graph", "System1", "System2", "to_onnx"]
+
+OPSET = 18
+"""Operator set that the exporter writes natively, so that no version conversion is involved."""
+
+
+class System2(nn.Module):
+    """Views and text to context: slow, once per observation."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor, text_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps uint8 [B, V, H, W, 3], int64 and bool [B, T] to context float32 [B, L, C] and its mask bool [B, L]."""
+        context, mask = self.backbone(images, text_ids, text_mask)
+        return context, mask
+
+
+class System1(nn.Module):
+    """Context, noise and state to normalised actions after all Euler steps, for one embodiment."""
+
+    def __init__(self, head: ActionHead, embodiment: str) -> None:
+        super().__init__()
+        self.head = head.fold(embodiment)
+        self.embodiment = embodiment
+
+    def forward(self, context: Tensor, context_mask: Tensor, noise: Tensor, state: Tensor | None = None) -> Tensor:
+        """Maps float32 [B, L, C], bool [B, L], float32 [B, N, D], float32 [B, S] to float32 [B, N, D]."""
+        known = context.new_zeros(context.shape[0], 0) if state is None else state
+        prepared = self.head.prepare(context, context_mask, known, None, self.embodiment)
+        return self.head.sample(prepared, noise, self.embodiment)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network with what the exporter must know of it."""
+
+    name: str
+    """`system1` or `system2`."""
+    module: nn.Module
+    """In evaluation mode, on the CPU, float32."""
+    example: tuple[Tensor, ...]
+    """Inputs with a batch of two."""
+    inputs: tuple[str, ...]
+    """Their names."""
+    outputs: tuple[str, ...]
+    """Names of the outputs."""
+
+
+def to_onnx(graph: Graph) -> onnx.ModelProto:
+    """Exports a network with a dynamic batch, checks the result and removes what changes from run to run.
+
+    Raises:
+        PyramidError: the exporter or a check failed.
+    """
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph.module,
+                graph.example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                dynamic_shapes=tuple({0: batch} for _ in graph.example),
+                external_data=False,
+                verbose=False,
+            )
+        if program is None:
+            raise PyramidError(f"the exporter gave no graph for {graph.name}")
+        # The unrolled Euler steps each bring their own (transposed) copy of every weight: keep one.
+        DeduplicateInitializersPass(size_limit=2**62)(program.model)
+        model = program.model_proto
+        _strip(model)
+        onnx.checker.check_model(model, full_check=model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF)
+    except (
+        torch.onnx.errors.OnnxExporterError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as e:
+        raise PyramidError(f"{graph.name} cannot be exported to ONNX: {e}") from e
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes stack traces, file names and module paths that the exporter notes on every element."""
+    model.producer_version = ""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    _strip_graph(model.graph)
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        _strip_items(function.node)
+
+
+def _strip_graph(graph: Any) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for items in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
+        _strip_items(items)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip_graph(attribute.g)
+
+
+def _strip_items(items: Sequence[Any]) -> None:
+    for item in items:
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's chatter (deprecations inside torch, optimiser notes) from the person who exports."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,172 @@
+"""The policy: backbone, action head and processor as one model that is saved, loaded and asked for actions.
+
+Training it is `vla.train`, playing it without torch `vla.deploy`.
+
+Shapes: B batch, V views, T chunk steps, D action dimensions, S state dimensions, L context tokens, C their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from pyramid import files
+from pyramid.config import from_dict, provenance, to_dict
+from pyramid.errors import DataError
+from pyramid.nn.checkpoint import load_model_files, save_model
+from pyramid.rng import seed_of
+from pyramid.types import Embodiment
+from vla.action_head import PreparedContext, build_action_head
+from vla.backbone import Backbone, build_backbone, restore_backbone
+from vla.config import PolicyConfig
+from vla.observation import initial_noise, read_observation
+from vla.processor import BodyStatistics, Processor, denormalize
+from vla.text import tokenizer_from_json, tokenizer_to_json
+
+__all__ = ["KIND", "TOKENIZER_FILE", "Policy", "build_policy"]
+
+KIND = "vla"
+TOKENIZER_FILE = "tokenizer.json"
+_MAX_TOKENIZER_BYTES = 64 * 2**20
+
+
+def build_policy(config: PolicyConfig, bodies: Mapping[str, BodyStatistics], *, seed: int = 0) -> Policy:
+    """Builds a policy with fresh weights (published ones in the backbone if the config says so).
+
+    Args:
+        config: sizes.
+        bodies: the embodiments it is to know, with their normalisers.
+        seed: decides the fresh weights, alone; torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "policy weights"))
+        backbone, tokenizer = build_backbone(config.backbone)
+        return Policy(config, bodies, backbone, tokenizer)
+
+
+class Policy(nn.Module):
+    """Observations to action chunks in physical units, for every declared embodiment."""
+
+    def __init__(
+        self, config: PolicyConfig, bodies: Mapping[str, BodyStatistics], backbone: Backbone, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.processor = Processor(tokenizer, config.backbone.max_text_tokens, bodies)
+        self.backbone = backbone
+        self.head = build_action_head(config.head, backbone.width, self.embodiments)
+        self.backbone.requires_grad_(not config.backbone.frozen)
+
+    @property
+    def embodiments(self) -> dict[str, Embodiment]:
+        """The declared embodiments by name."""
+        return {name: body.embodiment for name, body in self.processor.bodies.items()}
+
+    def train(self, mode: bool = True) -> Policy:
+        """Switches training mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.config.backbone.frozen:
+            self.backbone.eval()
+        return self
+
+    def encode(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Runs System 2.
+
+        Args:
+            images: uint8 [B, V, H, W, 3], RGB.
+            texts: B instructions.
+
+        Returns:
+            Context float [B, L, C] and its mask bool [B, L].
+        """
+        ids, mask = (t.to(images.device) for t in self.processor.text(texts, trim=True))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.backbone.frozen):
+            context, context_mask = self.backbone(images, ids, mask)
+        return context, context_mask
+
+    def prepare(
+        self, encoded: tuple[Tensor, Tensor], state: Tensor, state_known: Tensor | None, embodiment: str
+    ) -> PreparedContext:
+        """Prepares the head for an encoded observation; `state`: float32 [B, S] in physical units."""
+        context, mask = encoded
+        return self.head.prepare(context, mask, self.processor.state(state, embodiment), state_known, embodiment)
+
+    def sample(self, prepared: PreparedContext, noise: Tensor, embodiment: str) -> Tensor:
+        """Returns actions float32 [B, T, D] in physical units; `noise`: float32 [B, T, D], standard normal."""
+        action = self.head.sample(prepared, noise, embodiment)
+        return denormalize(self.processor.body(embodiment).action, action.float())
+
+    @torch.no_grad()
+    def act(
+        self, observation: Mapping[str, Any], *, embodiment: str | None = None, seed: int = 0
+    ) -> NDArray[np.float32]:
+        """Returns the next actions.
+
+        Args:
+            observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units.
+            embodiment: a declared embodiment; None for the only one.
+            seed: decides the noise that the sample starts from.
+
+        Returns:
+            float32 [T, D], physical units, one row per step of ``1 / rate_hz`` seconds.
+
+        Raises:
+            DataError: the observation does not fit.
+            ConfigError: the embodiment is not declared.
+        """
+        body = self.processor.body(embodiment).embodiment
+        size = self.config.backbone
+        seen = read_observation(observation, n_views=size.n_views, size_px=size.image_size_px, state_dim=body.state_dim)
+        device = self.head.position.device
+        encoded = self.encode(torch.from_numpy(seen.images)[None].to(device), [seen.text])
+        prepared = self.prepare(encoded, torch.from_numpy(seen.state)[None].to(device), None, body.name)
+        noise = torch.from_numpy(initial_noise(seed, body.horizon, body.action_dim))[None].to(device)
+        return self.sample(prepared, noise, body.name)[0].cpu().numpy()
+
+    def description(self) -> dict[str, Any]:
+        """Returns what a checkpoint needs besides config and weights: embodiments, normalisers, backbone."""
+        bodies = {name: body.to_dict() for name, body in self.processor.bodies.items()}
+        tokenizer = files.sha256_bytes(tokenizer_to_json(self.processor.tokenizer).encode())
+        return {"bodies": bodies, "backbone": self.backbone.spec.to_dict(), "tokenizer_sha256": tokenizer}
+
+    def save_tokenizer(self, folder: str) -> None:
+        """Writes the tokenizer into a model folder."""
+        files.make_dirs(folder)
+        files.write_text(files.join(folder, TOKENIZER_FILE), tokenizer_to_json(self.processor.tokenizer))
+
+    def save_pretrained(self, folder: str) -> None:
+        """Writes a model folder that `from_pretrained` reads: tokenizer.json, model.safetensors, config.json (last)."""
+        config = {"policy": to_dict(self.config)}
+        self.save_tokenizer(folder)
+        source = provenance(config=config, inputs={})
+        save_model(folder, kind=KIND, config=config, module=self, provenance=source, extra=self.description())
+
+    @classmethod
+    def from_pretrained(cls, folder: str) -> Policy:
+        """Reads a model folder; nothing in it is run and nothing is downloaded.
+
+        Raises:
+            DataError: the folder holds no policy, or its files do not belong together.
+        """
+        description, weights = load_model_files(folder, KIND)
+        extra, path = description["extra"], files.join(folder, TOKENIZER_FILE)
+        text = files.read_text(path, max_bytes=_MAX_TOKENIZER_BYTES)
+        if files.sha256_bytes(text.encode()) != extra["tokenizer_sha256"]:
+            raise DataError(f"'{path}' is not the file that the policy was saved with; copy the folder again")
+        policy = cls(
+            from_dict(PolicyConfig, description["config"]["policy"]),
+            {name: BodyStatistics.from_dict(body) for name, body in extra["bodies"].items()},
+            restore_backbone(extra["backbone"]),
+            tokenizer_from_json(text, path),
+        )
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            raise DataError(f"'{folder}': the weights do not fit the config: {error}") from error
+        return policy.eval()

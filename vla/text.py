@@ -1,0 +1,79 @@
+"""Text to token ids, without torch or transformers: a byte-level tokenizer made here, or one read from tokenizer.json.
+
+What the ids mean to a network is the backbone's; this module only pads, cuts and masks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from pyramid.errors import DataError
+
+__all__ = ["SPECIAL_TOKENS", "byte_tokenizer", "encode_texts", "tokenizer_from_json", "tokenizer_to_json"]
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>")
+"""Ids 0 to 3 of the byte-level tokenizer."""
+
+logger = logging.getLogger(__name__)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Builds a tokenizer whose 256 tokens are bytes; text is lower-cased and stripped, and starts with ``<bos>``.
+
+    It needs no download and knows every language, at the price of one token a byte.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Encodes texts to one length: padded with id 0 on the right, or cut (with a warning in the log).
+
+    Returns:
+        Ids int64 [B, length], and the mask bool [B, length] that is True where a token is.
+    """
+    ids = np.zeros((len(texts), length), np.int64)
+    mask = np.zeros((len(texts), length), np.bool_)
+    for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
+        if len(encoding.ids) > length:
+            logger.warning("text of %d tokens is cut to %d: %.60r", len(encoding.ids), length, texts[row])
+        tokens = encoding.ids[:length]
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = True
+    return ids, mask
+
+
+def tokenizer_to_json(tokenizer: Tokenizer) -> str:
+    """Returns the text of a tokenizer.json."""
+    return str(tokenizer.to_str(pretty=True)) + "\n"
+
+
+def tokenizer_from_json(text: str, origin: str) -> Tokenizer:
+    """Reads the text of a tokenizer.json; padding and cutting that it declares are switched off (they happen here).
+
+    Raises:
+        DataError: the text is no tokenizer; `origin` names the file.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{origin} is not a tokenizer file: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
