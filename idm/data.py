@@ -1,6 +1,6 @@
 """Training windows: which stretches of which demonstrations a step sees, grouped by embodiment.
 
-Only clips with measured actions are used. Decoding is left to `idm.clips`, the shape of a window to `idm.windows`.
+Only clips with measured actions are used. Decoding is left to `pyramid.shards.frames`, windows to `idm.windows`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idm.clips import ClipFrames
 from idm.config import WindowConfig
 from idm.windows import segments, step_frames, window_starts
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.normalize import Normalizer, fit_normalizer
 from pyramid.rng import rng
+from pyramid.shards.frames import ClipFrames
 
 __all__ = ["Demonstration", "WindowGroup", "WindowSampler", "fit_normalizers", "load_demonstrations", "training_rate"]
 

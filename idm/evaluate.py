@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idm import metrics
-from idm.clips import ClipFrames
 from idm.label import IDMLabeler, load, physical
 from pyramid import files
 from pyramid.errors import DataError, SkipItemError
+from pyramid.shards.frames import ClipFrames
 
 __all__ = ["R2", "IDMEvaluation", "evaluate_idm"]
 
@@ -127,13 +127,13 @@ def _label_clips(
             skipped["rate"] += 1
             continue
         try:
-            frames, actions = labeler.predict(sample)
+            steps, actions = labeler.predict(sample)
         except SkipItemError as error:
             skipped[error.reason] += 1
             continue
         name = labeler.embodiment_of(sample)
         assert sample.action is not None  # noqa: S101  # opened with_actions
-        truth = sample.action[np.asarray(frames)[actions.step]]
+        truth = sample.action[np.asarray(steps.frames)[actions.step]]
         if not np.isfinite(truth).all():
             skipped["unknown_actions"] += 1
             continue

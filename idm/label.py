@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from idm.clips import cuts_of, resized_frames
 from idm.config import IDMConfig
 from idm.model import InverseDynamicsModel
 from idm.predict import ClipActions, predict_clip
-from idm.windows import segments, step_frames
+from idm.windows import Steps, clip_steps, segments
 from pyramid import files
 from pyramid.config import from_dict, to_dict
 from pyramid.errors import ConfigError, SkipItemError, nearest
 from pyramid.labels.protocol import BASE_FIELDS, FLAG_SHORT
 from pyramid.nn.checkpoint import load_model_files
 from pyramid.normalize import Normalizer
+from pyramid.shards.frames import cuts_of, resized_frames
 from pyramid.shards.reader import Sample
 
 __all__ = ["IDMLabeler", "load", "physical"]
@@ -95,21 +95,21 @@ class IDMLabeler:
         """
         return [self._table(sample, *self.predict(sample)) for sample in samples]
 
-    def predict(self, sample: Sample) -> tuple[list[int], ClipActions]:
-        """Returns the frame of each of the model's steps, and the labels in normalised units."""
+    def predict(self, sample: Sample) -> tuple[Steps, ClipActions]:
+        """Returns the model's steps in a clip, and the labels in normalised units."""
         embodiment, windows = self.embodiment_of(sample), self.config.windows
         try:
-            frames = step_frames(sample.times_s, self.rate_hz, windows.rate_tolerance)
+            steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.rate_tolerance)
         except SkipItemError as error:
             raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
-        spans = segments(frames, cuts_of(sample))
+        spans = steps.trim(segments(steps.frames, cuts_of(sample)))
         if max(last - first for first, last in spans) <= windows.horizon:
             raise SkipItemError(
                 "short",
                 f"{sample.key}: no shot of it has the {windows.horizon + 1} frames of a window at {self.rate_hz:g} Hz",
             )
-        pixels = resized_frames(sample, frames, self.config.model.image_size_px)
-        return frames, predict_clip(self.model, pixels, spans, windows, embodiment)
+        pixels = resized_frames(sample, steps.frames, self.config.model.image_size_px)
+        return steps, predict_clip(self.model, pixels, spans, windows, embodiment, every=steps.every)
 
     def embodiment_of(self, sample: Sample) -> str:
         """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
@@ -122,17 +122,18 @@ class IDMLabeler:
             f"the model knows {', '.join(self.embodiments)}",
         )
 
-    def _table(self, sample: Sample, frames: Sequence[int], actions: ClipActions) -> pa.Table:
+    def _table(self, sample: Sample, steps: Steps, actions: ClipActions) -> pa.Table:
         normalizer = self.normalizers[self.embodiment_of(sample)]
         mean, std = physical(actions, normalizer)
-        first = np.asarray(frames)[actions.step]
-        second = np.asarray(frames)[actions.step + 1]
+        first = np.asarray(steps.frames)[actions.step]
+        # A step between two frames of a slow clip lies its share of a frame after the first.
+        times = sample.times_s[steps.frames] + np.arange(len(steps.frames)) % steps.every / self.rate_hz
         lonely = (actions.n_votes == 1) & (self.config.windows.horizon > 1)
         columns = [
             pa.array([sample.key] * len(first), pa.string()),
-            pa.array(sample.times_s[first], pa.float64()),
+            pa.array(times[actions.step], pa.float64()),
             pa.array(first, pa.int32()),
-            pa.array(sample.times_s[second] - sample.times_s[first], pa.float32()),
+            pa.array(times[actions.step + 1] - times[actions.step], pa.float32()),
             pa.array(np.where(lonely, FLAG_SHORT, 0), pa.uint16()),
             pa.array(list(mean), pa.list_(pa.float32())),
             pa.array(list(std), pa.list_(pa.float32())),

@@ -71,6 +71,8 @@ def predict_clip(
     spans: Iterable[tuple[int, int]],
     windows: WindowConfig,
     embodiment: str,
+    *,
+    every: int = 1,
 ) -> ClipActions:
     """Labels the steps of one clip; spans too short for a window are left out.
 
@@ -80,12 +82,14 @@ def predict_clip(
         spans: stretches without a cut, (first step, past the last).
         windows: the shape of a window.
         embodiment: whose actions.
+        every: steps between frames, see `idm.windows.Steps`; windows start at such steps only.
     """
+    stride = -(-windows.stride // every) * every
     spread = model.error_spread(embodiment).detach().cpu().numpy()
     none, no_rows = np.zeros(0, np.int64), np.zeros((0, spread.shape[1]), np.float32)
     parts = [ClipActions(none, no_rows, no_rows, none)]
     for first, last in spans:
-        starts = window_starts(last - first, windows.horizon, windows.stride)
+        starts = window_starts(last - first, windows.horizon, stride)
         if starts:
             chunks = predict_chunks(model, frames[first:last], starts, windows, embodiment)
             parts.append(_with_spread(vote(chunks, last - first), spread, first))

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idm.clips import ClipFrames
 from idm.config import IDMConfig
 from idm.data import (
     Demonstration,
@@ -30,6 +29,7 @@ from idm.windows import segments
 from pyramid.config import resolve
 from pyramid.normalize import Normalizer
 from pyramid.rng import rng, seed_of
+from pyramid.shards.frames import ClipFrames
 from pyramid.training import StepModule, TrainResult, plan_only, require_data, train_model
 
 __all__ = ["IDMModule", "build_module", "hold_aside", "train_idm"]

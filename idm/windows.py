@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyramid.errors import SkipItemError
 
-__all__ = ["Votes", "segments", "step_frames", "vote", "vote_weights", "window_starts"]
+__all__ = ["Steps", "Votes", "clip_steps", "segments", "step_frames", "vote", "vote_weights", "window_starts"]
 
 _SLACK_S = 1e-4
 """Rounding of presentation times in containers, seconds."""
@@ -113,6 +113,41 @@ def step_frames(times_s: NDArray[np.float64], rate_hz: float, tolerance: float) 
             f"pack at a multiple of {rate_hz:g} Hz",
         )
     return [int(index) for index in nearest]
+
+
+class Steps(NamedTuple):
+    """The model's steps in a clip."""
+
+    frames: list[int]
+    """Frame shown at each step."""
+    every: int
+    """Steps from one frame to the next: 1, or more where a slow clip shows every other step of a window only."""
+
+    def trim(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Shortens stretches of steps to end at a step that has a frame of its own."""
+        return [(first, last - (last - first - 1) % self.every) for first, last in spans]
+
+
+def clip_steps(times_s: NDArray[np.float64], rate_hz: float, seen: Sequence[int], tolerance: float) -> Steps:
+    """Finds the model's steps in a clip, at its own rate or at a whole fraction of it.
+
+    A window looks at some of its steps only. A clip at half the rate holds those if all of them are even, so the window
+    sees what it was trained on and still tells every action in between; it can just start at every other step only.
+
+    Args:
+        times_s: float64 [T], ascending presentation times, seconds.
+        rate_hz: the model's steps per second.
+        seen: steps of a window whose frames the model looks at.
+        tolerance: largest distance of a frame from its step, share of a step in [0, 0.5).
+
+    Raises:
+        SkipItemError: ``rate``: the clip has no frame where the model needs one; both rates are named.
+    """
+    every = round(rate_hz * float(np.median(np.diff(times_s)))) if len(times_s) > 1 else 1
+    if every > 1 and all(step % every == 0 for step in seen):
+        own = step_frames(times_s, rate_hz / every, tolerance / every)
+        return Steps([frame for frame in own for _ in range(every)][: every * (len(own) - 1) + 1], every)
+    return Steps(step_frames(times_s, rate_hz, tolerance), 1)
 
 
 def segments(frames: Sequence[int], cuts: Sequence[int]) -> list[tuple[int, int]]:

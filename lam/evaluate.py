@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lam import metrics
-from lam.clips import ClipFrames
 from lam.config import LAMConfig
 from lam.model import LatentActionModel
 from lam.pairs import PairSampler
@@ -24,6 +23,8 @@ from lam.result import LAMEvaluation, Probe, judge
 from lam.run import Rows, load_model, run_pairs
 from pyramid import files
 from pyramid.errors import DataError
+from pyramid.shards.frames import ClipFrames
+from pyramid.shards.reader import ShardSet
 from pyramid.types import Split
 
 __all__ = ["LAMEvaluation", "evaluate_lam"]
@@ -52,7 +53,8 @@ def evaluate_lam(
 ) -> LAMEvaluation:
     """Measures a trained latent-action model on the ``val`` split of shard folders.
 
-    Probes are fitted on pairs of the ``train`` split (which the model saw without actions) and scored on ``val``.
+    Probes are fitted on pairs of the ``train`` split (which the model saw without actions) and scored on ``val``;
+    folders without training clips have none.
 
     Args:
         shards: one or more shard folders.
@@ -70,7 +72,8 @@ def evaluate_lam(
     network, config, _ = load_model(model, device)
     held = _collect(shards, "val", config, n_pairs, seed)
     rows = run_pairs(network, held.first, held.second)
-    probes, camera = _probe(network, _collect(shards, "train", config, n_pairs, seed), held, rows)
+    fitted = _collect(shards, "train", config, n_pairs, seed) if _has_split(shards, "train") else None
+    probes, camera = _probe(network, fitted, held, rows) if fitted else ({}, None)
     known = [probe.linear for probe in probes.values() if probe.linear is not None]
     evaluation = LAMEvaluation(
         model=model,
@@ -94,6 +97,11 @@ def evaluate_lam(
     if out is not None:
         files.write_json(files.join(out, "lam_evaluation.json"), asdict(evaluation))
     return evaluation
+
+
+def _has_split(shards: str | Sequence[str], split: Split) -> bool:
+    folders = [shards] if isinstance(shards, str) else shards
+    return any(row["split"] == split for folder in folders for row in ShardSet.open(folder).rows)
 
 
 def _collect(shards: str | Sequence[str], split: Split, config: LAMConfig, n_pairs: int, seed: int) -> _Collected:

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lam.clips import cuts_of, resized_frames
 from lam.config import LAMConfig
 from lam.model import LatentActionModel
 from lam.pairs import Pair, label_pairs
@@ -21,6 +20,7 @@ from pyramid import files
 from pyramid.config import to_dict
 from pyramid.errors import SkipItemError
 from pyramid.labels.protocol import BASE_FIELDS, FLAG_STATIC
+from pyramid.shards.frames import cuts_of, resized_frames
 from pyramid.shards.reader import Sample
 
 __all__ = ["LAMLabeler", "load"]

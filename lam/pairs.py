@@ -1,6 +1,6 @@
 """Pairs of frames by time: which two frames of a clip belong together, and which pairs a training step sees.
 
-Decoding and caching frames is left to `lam.clips`. A pair is never clamped to a clip's end and never spans two clips.
+Decoding is left to `pyramid.shards.frames`. A pair is never clamped to a clip's end and never spans two clips.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lam.clips import ClipFrames
 from lam.config import PairConfig
 from pyramid.errors import DataError
 from pyramid.rng import rng
+from pyramid.shards.frames import ClipFrames
 
 __all__ = ["Pair", "PairBatch", "PairSampler", "as_input", "find_pair", "label_pairs", "motion"]
 

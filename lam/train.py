@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lam.clips import ClipFrames
 from lam.config import LAMConfig
 from lam.losses import code_usage, lam_loss
 from lam.model import LatentActionModel, build_model
 from lam.pairs import PairBatch, PairSampler, as_input
 from pyramid.config import resolve
 from pyramid.rng import seed_of
+from pyramid.shards.frames import ClipFrames
 from pyramid.training import StepModule, TrainerConfig, TrainResult, plan_only, require_data, train_model
 
 __all__ = ["LAMModule", "build_module", "train_lam"]

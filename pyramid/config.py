@@ -51,10 +51,12 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _core_schema(loader: type[yaml.SafeLoader]) -> None:
-    """Replaces YAML 1.1's scalar rules, in which ``1e-4`` is a string, ``on`` is true and ``3:20`` is 200."""
-    # (A class attribute shared with the parent: replaced, never mutated.)
-    loader.yaml_implicit_resolvers = {}
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes every string that the rules of YAML 1.1 or those of 1.2 would take for something else."""
+
+
+def _core_schema(loader: type[yaml.SafeLoader | yaml.SafeDumper]) -> None:
+    """Adds YAML 1.2's scalar rules; by those of 1.1 ``1e-4`` is a string, ``on`` is true and ``3:20`` is 200."""
     rules = {
         "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
         "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -73,7 +75,10 @@ def _integer(text: str) -> int:
     return int(text, 16 if "x" in text else 10)
 
 
+# (A class attribute shared with the parent: replaced, never mutated.)
+_StrictLoader.yaml_implicit_resolvers = {}
 _core_schema(_StrictLoader)
+_core_schema(_StrictDumper)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _integer(str(node.value)))
 _StrictLoader.add_constructor(
     "tag:yaml.org,2002:float",
@@ -102,7 +107,7 @@ def load_yaml(text: str, origin: str = "YAML") -> Any:
 
 def dump_yaml(obj: Any) -> str:
     """Writes plain data as YAML in the order given."""
-    return yaml.safe_dump(obj, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    return yaml.dump(obj, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
 
 def preset_folder() -> Path:
@@ -213,6 +218,8 @@ def check_keys(cls: Any, data: Mapping[str, Any], origin: str, prefix: str = "")
             raise ConfigError(
                 f"{origin}: unknown key '{prefix}{key}'{nearest(str(key), names)}; known: {', '.join(names)}"
             )
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            raise ConfigError(f"{origin}: '{prefix}{key}' is null; leave it out to get its default")
         for inner, mapped in _dataclasses_in(hints[key]):
             if not isinstance(value, Mapping):
                 if dataclasses.is_dataclass(hints[key]):

@@ -223,6 +223,8 @@ def read_bytes(path: Location, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
 
 def read_range(path: Location, offset: int, size: int) -> bytes:
     """Reads ``size`` bytes at ``offset``; a shorter file is an error."""
+    if offset < 0 or not 0 <= size <= MAX_READ_BYTES:
+        raise UnsafeInputError(f"'{path}': {size} bytes at byte {offset} are not read")
     with open_read(path) as stream:
         stream.seek(offset)
         data = stream.read(size)

@@ -93,12 +93,14 @@ def run_job(
     label: str,
     workers: int = 1,
     resume: bool = True,
+    retry_quarantined: bool = False,
     unit_name: str = "frames",
 ) -> JobReport:
     """Runs the units that have no valid receipt in ``folder`` and returns the outcome of all.
 
     A receipt is written after its unit's output bears its final name, so a unit is done or not done, whenever the
     process dies. A unit that raises `SkipItemError` is quarantined whole; any other error of the toolkit ends the job.
+    With ``retry_quarantined``, units that set items aside are run again.
 
     Raises:
         InterruptedJobError: Ctrl-C or SIGTERM; what is done stays done.
@@ -107,7 +109,8 @@ def run_job(
     files.make_dirs(folder)
     files.remove_temporaries(folder)
     files.remove_temporaries(files.join(folder, RECEIPTS))
-    done = {u.name: found for u in units if resume and (found := _read_receipt(folder, u)) is not None}
+    waiting = {u.name for u in pending(units, folder=folder, resume=resume, retry_quarantined=retry_quarantined)}
+    done = {u.name: found for u in units if u.name not in waiting and (found := _read_receipt(folder, u))}
     todo = [u for u in units if u.name not in done]
     with Progress(label, len(todo), unit_name) as progress, _interruptible(label):
         for unit, outcome in _execute(todo, work, min(workers, len(todo))):
@@ -121,9 +124,12 @@ def run_job(
     )
 
 
-def pending(units: Sequence[Unit], *, folder: str, resume: bool = True) -> list[Unit]:
-    """Returns the units that `run_job` would run."""
-    return [u for u in units if not resume or _read_receipt(folder, u) is None]
+def pending(units: Sequence[Unit], *, folder: str, resume: bool = True, retry_quarantined: bool = False) -> list[Unit]:
+    """Returns the units that `run_job` would run: those without a valid receipt, and if asked those with bad items."""
+    if not resume:
+        return list(units)
+    found = {unit.name: _read_receipt(folder, unit) for unit in units}
+    return [u for u in units if (o := found[u.name]) is None or (retry_quarantined and o.quarantined)]
 
 
 @contextlib.contextmanager

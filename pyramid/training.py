@@ -6,6 +6,7 @@ is, each model says itself.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -251,10 +252,13 @@ def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resum
             progress.done = _step_of(found)
         loader: DataLoader[Any] = DataLoader(_Steps(module, batch_at), batch_size=None)
         module.train()
-        trainer.fit(module, loader, ckpt_path=found, weights_only=True if found is not None else None)
-    if trainer.interrupted or trainer.global_step < config.max_steps:
+        # Lightning answers Ctrl-C by leaving the process.
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            trainer.fit(module, loader, ckpt_path=found, weights_only=True if found is not None else None)
+    if trainer.global_step < config.max_steps:
+        kept = _step_of(checkpoint) if checkpoint.exists() else 0
         raise InterruptedJobError(
-            f"{label}: stopped at step {trainer.global_step}; run the same command again to go on"
+            f"{label}: stopped at step {trainer.global_step}; run the same command again to go on from step {kept}"
         )
     return watch.loss
 
@@ -284,6 +288,8 @@ def _quiet() -> None:
 
 def probe_step_s(module: StepModule, batch_at: BatchAt, *, n: int = 3) -> float:
     """Times ``n`` forward and backward passes after one to warm up; returns seconds per step. Writes nothing."""
+    if module.trainer_config.threads:
+        torch.set_num_threads(module.trainer_config.threads)
     module.train()
     start = 0.0
     for step in range(n + 1):

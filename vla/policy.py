@@ -7,6 +7,7 @@ Shapes: B batch, V views, T chunk steps, D action dimensions, S state dimensions
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from pyramid import files
 from pyramid.config import from_dict, provenance, to_dict
 from pyramid.errors import DataError
 from pyramid.nn.checkpoint import load_model_files, save_model
@@ -29,11 +29,9 @@ from vla.observation import initial_noise, read_observation
 from vla.processor import BodyStatistics, Processor, denormalize
 from vla.text import tokenizer_from_json, tokenizer_to_json
 
-__all__ = ["KIND", "TOKENIZER_FILE", "Policy", "build_policy"]
+__all__ = ["KIND", "Policy", "build_policy"]
 
 KIND = "vla"
-TOKENIZER_FILE = "tokenizer.json"
-_MAX_TOKENIZER_BYTES = 64 * 2**20
 
 
 def build_policy(config: PolicyConfig, bodies: Mapping[str, BodyStatistics], *, seed: int = 0) -> Policy:
@@ -130,20 +128,16 @@ class Policy(nn.Module):
         return self.sample(prepared, noise, body.name)[0].cpu().numpy()
 
     def description(self) -> dict[str, Any]:
-        """Returns what a checkpoint needs besides config and weights: embodiments, normalisers, backbone."""
-        bodies = {name: body.to_dict() for name, body in self.processor.bodies.items()}
-        tokenizer = files.sha256_bytes(tokenizer_to_json(self.processor.tokenizer).encode())
-        return {"bodies": bodies, "backbone": self.backbone.spec.to_dict(), "tokenizer_sha256": tokenizer}
-
-    def save_tokenizer(self, folder: str) -> None:
-        """Writes the tokenizer into a model folder."""
-        files.make_dirs(folder)
-        files.write_text(files.join(folder, TOKENIZER_FILE), tokenizer_to_json(self.processor.tokenizer))
+        """Returns what a checkpoint needs besides config and weights, as plain data."""
+        return {
+            "bodies": {name: body.to_dict() for name, body in self.processor.bodies.items()},
+            "backbone": self.backbone.spec.to_dict(),
+            "tokenizer": json.loads(tokenizer_to_json(self.processor.tokenizer)),
+        }
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes a model folder that `from_pretrained` reads: tokenizer.json, model.safetensors, config.json (last)."""
+        """Writes a model folder that `from_pretrained` reads: model.safetensors, then config.json."""
         config = {"policy": to_dict(self.config)}
-        self.save_tokenizer(folder)
         source = provenance(config=config, inputs={})
         save_model(folder, kind=KIND, config=config, module=self, provenance=source, extra=self.description())
 
@@ -155,18 +149,24 @@ class Policy(nn.Module):
             DataError: the folder holds no policy, or its files do not belong together.
         """
         description, weights = load_model_files(folder, KIND)
-        extra, path = description["extra"], files.join(folder, TOKENIZER_FILE)
-        text = files.read_text(path, max_bytes=_MAX_TOKENIZER_BYTES)
-        if files.sha256_bytes(text.encode()) != extra["tokenizer_sha256"]:
-            raise DataError(f"'{path}' is not the file that the policy was saved with; copy the folder again")
-        policy = cls(
-            from_dict(PolicyConfig, description["config"]["policy"]),
-            {name: BodyStatistics.from_dict(body) for name, body in extra["bodies"].items()},
-            restore_backbone(extra["backbone"]),
-            tokenizer_from_json(text, path),
-        )
         try:
+            policy = cls._from_description(description, folder)
             policy.load_state_dict(weights)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise DataError(
+                f"'{folder}': config.json describes no policy that this version knows ({problem})"
+            ) from error
         except RuntimeError as error:
             raise DataError(f"'{folder}': the weights do not fit the config: {error}") from error
         return policy.eval()
+
+    @classmethod
+    def _from_description(cls, description: Mapping[str, Any], folder: str) -> Policy:
+        extra = description["extra"]
+        return cls(
+            from_dict(PolicyConfig, description["config"]["policy"]),
+            {name: BodyStatistics.from_dict(body) for name, body in extra["bodies"].items()},
+            restore_backbone(extra["backbone"]),
+            tokenizer_from_json(json.dumps(extra["tokenizer"]), f"the tokenizer in '{folder}'"),
+        )

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyramid import files
 from pyramid.config import resolve, to_dict
-from pyramid.nn.checkpoint import CONFIG_FILE
 from pyramid.training import StepModule, TrainerConfig, TrainResult, plan_only, require_data, train_model
 from vla.config import VLAConfig
 from vla.losses import batch_loss
@@ -77,14 +75,11 @@ def train_vla(
     module = VLAModule(policy, resolved.trainer)
     if dry_run:
         return plan_only(module, stream.batch, kind=KIND)
-    folder = str(out)
-    if not files.exists(files.join(folder, CONFIG_FILE)):  # a finished folder keeps its own
-        policy.save_tokenizer(folder)
     return train_model(
         module,
         stream.batch,
         kind=KIND,
-        out=folder,
+        out=str(out),
         config=to_dict(resolved),
         inputs={"mixture": stream.digest},
         extra=policy.description(),

@@ -88,6 +88,7 @@ def label(
     workers: int = 1,
     limit: int | None = None,
     resume: bool = True,
+    retry_quarantined: bool = False,
     dry_run: bool = False,
     **options: Any,
 ) -> LabelResult:
@@ -102,6 +103,7 @@ def label(
         workers: processes, each with a model of its own; the tables do not depend on it.
         limit: label the first shards only.
         resume: keep tables that are done; False labels all again.
+        retry_quarantined: try again the shards in which clips were set aside.
         dry_run: plan, time a probe, write nothing.
         options: fields of `LabelConfig`.
 
@@ -116,7 +118,15 @@ def label(
     units = _plan(found, engine, model, cfg, out)[:limit]
     if dry_run:
         return _plan_only(found, engine, units, cfg, out=out, resume=resume)
-    report = run_job(units, label_shard, folder=out, label=f"label {labeler}", workers=workers, resume=resume)
+    report = run_job(
+        units,
+        label_shard,
+        folder=out,
+        label=f"label {labeler}",
+        workers=workers,
+        resume=resume,
+        retry_quarantined=retry_quarantined,
+    )
     facts = [outcome.facts for outcome in report.outcomes]
     if report.quarantined and not any(f.get("clips", 0) for f in facts):
         raise DataError(f"none of the clips could be labelled: {report.quarantined[0].detail}")

@@ -1,4 +1,4 @@
-"""Clips of shard folders as small square frames, with a bounded cache.
+"""Clips of shard folders as small square frames, with a bounded cache; needs torch, unlike the reader beside it.
 
 Which frames belong together is left to the model that asks; reading tars to `pyramid.shards`.
 """

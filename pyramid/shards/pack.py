@@ -128,6 +128,7 @@ def pack(
     workers: int = 1,
     limit: int | None = None,
     resume: bool = True,
+    retry_quarantined: bool = False,
     dry_run: bool = False,
     **options: Any,
 ) -> PackResult:
@@ -140,6 +141,7 @@ def pack(
         workers: processes that decode; the shards do not depend on it.
         limit: pack the first clips only.
         resume: keep shards that are done; False packs all again.
+        retry_quarantined: try again the shards in which clips were set aside.
         dry_run: plan, time a probe, write nothing.
         options: fields of `PackConfig`.
 
@@ -155,7 +157,15 @@ def pack(
     units = plan(clips, cfg, str(out or ""))
     if dry_run:
         return _plan_only(clips, units, cfg, out, resume)
-    report = run_job(units, pack_shard, folder=str(out), label="pack", workers=workers, resume=resume)
+    report = run_job(
+        units,
+        pack_shard,
+        folder=str(out),
+        label="pack",
+        workers=workers,
+        resume=resume,
+        retry_quarantined=retry_quarantined,
+    )
     return _finish(report, str(out), cfg, clips)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pyramid import files
@@ -34,6 +35,22 @@ from pyramid.shards.layout import (
 )
 from pyramid.types import KEY_PATTERN
 from pyramid.video.decode import decode_mp4
+
+
+_NEEDED = (
+    "shard",
+    "key",
+    "offset",
+    "size",
+    "frames",
+    "sha256",
+    "embodiment",
+    "split",
+    "rate_hz",
+    "shard_sha256",
+    "shard_bytes",
+)
+_LEAST = {"offset": 0, "size": 1, "frames": 1, "rate_hz": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -89,10 +106,7 @@ class ShardSet:
             raise DataError(
                 f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
             )
-        index = files.read_parquet(path, INDEX_SCHEMA.names)
-        bad = [name for name in index["shard"].unique().to_pylist() if not SHARD_PATTERN.fullmatch(str(name))]
-        if bad:
-            raise UnsafeInputError(f"'{path}' names the shard {bad[0]!r}, which is no shard name")
+        index = _checked(files.read_parquet(path, INDEX_SCHEMA.names), path)
         return cls(str(folder), index, files.parquet_metadata(path))
 
     def __len__(self) -> int:
@@ -170,6 +184,28 @@ class ShardSet:
             yield self.read(i)
 
 
+def _checked(index: pa.Table, path: str) -> pa.Table:
+    """Returns an index with the columns' own types; refuses one that cannot be what it says it is."""
+    columns = []
+    for kind in INDEX_SCHEMA:
+        try:
+            columns.append(index[kind.name].cast(kind.type))
+        except pa.ArrowException as error:
+            raise DataError(f"'{path}': column '{kind.name}' of type {index[kind.name].type}: {error}") from error
+        if kind.name in _NEEDED and columns[-1].null_count:
+            raise DataError(f"'{path}': column '{kind.name}' lacks values")
+    index = pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)
+    bad = [name for name in index["shard"].unique().to_pylist() if not SHARD_PATTERN.fullmatch(name)]
+    if bad:
+        raise UnsafeInputError(f"'{path}' names the shard {bad[0]!r}, which is no shard name")
+    for name, least in _LEAST.items():
+        if len(index) and not pc.min(index[name]).as_py() >= least:
+            raise DataError(f"'{path}': {pc.min(index[name]).as_py()} in column '{name}', at least {least} is needed")
+    if pc.count_distinct(index["key"]).as_py() != len(index):
+        raise DataError(f"'{path}' names a key twice; keys are unique in a shard folder")
+    return index
+
+
 def parse_sample(data: bytes, key: str, where: str) -> Sample:
     """Reads the tar members of one sample; everything unexpected is refused by name."""
     members: dict[str, bytes] = {}
@@ -177,13 +213,19 @@ def parse_sample(data: bytes, key: str, where: str) -> Sample:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for entry in tar:
                 name = entry.name.removeprefix(key + ".")
-                if not entry.isreg() or not KEY_PATTERN.fullmatch(key) or name not in MEMBERS or name in members:
+                if (
+                    entry.type != tarfile.REGTYPE
+                    or entry.issparse()
+                    or not KEY_PATTERN.fullmatch(key)
+                    or name not in MEMBERS
+                    or name in members
+                ):
                     raise UnsafeInputError(f"{where}: unexpected member {entry.name!r} in sample {key}")
                 stream = tar.extractfile(entry)
-                if stream is None or entry.size > MAX_MEMBER_BYTES:
+                if stream is None or entry.size > min(MAX_MEMBER_BYTES, len(data)):
                     raise UnsafeInputError(f"{where}: member {entry.name!r} of {entry.size} bytes is not read")
                 members[name] = stream.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:  # ValueError: numbers in extended headers that are none.
         raise DataError(f"{where}: sample {key} is not a tar: {error}") from error
     missing = [name for name in (META, VIDEO, TIMES) if name not in members]
     if missing:
@@ -194,12 +236,16 @@ def parse_sample(data: bytes, key: str, where: str) -> Sample:
 def _build(members: dict[str, bytes], key: str, where: str) -> Sample:
     try:
         meta = json.loads(members[META])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: sample {key} has broken JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise DataError(f"{where}: sample {key}: its JSON is no object")
     arrays = {
         name: load_array(members[name], f"{where}: {key}.{name}") for name in (TIMES, STATE, ACTION) if name in members
     }
     times = arrays[TIMES]
+    if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise DataError(f"{where}: {key}.{TIMES} is no list of ascending times")
     for name in (STATE, ACTION):
         if name in arrays and (arrays[name].ndim != 2 or len(arrays[name]) != len(times)):
             raise DataError(f"{where}: {key}.{name} is {arrays[name].shape}, but there are {len(times)} frames")

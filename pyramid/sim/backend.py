@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -31,9 +32,19 @@ def mujoco() -> Any:
     """
     # Read by MuJoCo once, while it is imported.
     os.environ.setdefault("MUJOCO_GL", "egl")
+    _load_triton_first()
     with explained():
         import mujoco as module
     return module
+
+
+def _load_triton_first() -> None:
+    """Loads Triton before the drawing library: both bring an LLVM, and Triton's crashes when it comes second.
+
+    Seen with Mesa 22.3 (LLVM 15) and Triton 3.8: ``import torch`` after the first picture is a segmentation fault.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton._C.libtriton")
 
 
 @cache

@@ -11,7 +11,7 @@ from pyramid.sim.config import SimConfig
 class DemoConfig:
     """Sizes of a demo that a laptop runs in a few minutes; the models' own sizes are their ``tiny`` presets."""
 
-    sim: SimConfig = field(default_factory=SimConfig)
+    sim: SimConfig = field(default_factory=lambda: SimConfig(n_robot=24, action_noise=0.1))
     """The videos and episodes that a simulator makes as input."""
     size_px: int = 64
     """Height and width of the packed frames."""
@@ -19,9 +19,9 @@ class DemoConfig:
     """Small shards, so that there are several."""
     lam_steps: int = 200
     """Optimiser steps of the latent-action model."""
-    idm_steps: int = 300
+    idm_steps: int = 400
     """Optimiser steps of the inverse dynamics model."""
-    vla_steps: int = 150
+    vla_steps: int = 200
     """Optimiser steps of the policy."""
     draws: int = 10_000
     """Samples that the mixture is proved for."""

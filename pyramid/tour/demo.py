@@ -323,7 +323,7 @@ class _Demo:
             raise ConfigError("the robot episodes of the demo have lost their numbers; start over with --no-resume")
         observation = {"images": sample.frames([0]), "text": sample.meta["text"], "state": state[0]}
         action = runtime.act(observation)
-        self.journal.show(f"'{sample.meta['text']}', hand at {np.round(state[0], 3).tolist()}:")
+        self.journal.show(f"'{sample.meta['text']}', state {_numbers(state[0])}:")
         rows = [[i, _numbers(row), _numbers(true[i])] for i, row in enumerate(action)]
         self.journal.show(format_table(["step", "policy's action", "demonstrated"], rows))
         timed = bench(self.place("deploy"), runs=self.config.bench_runs)

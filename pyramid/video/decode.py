@@ -53,19 +53,32 @@ def decode_source(path: str, request: DecodeRequest, limits: VideoLimits = DEFAU
         uint8 [T, H, W, 3] RGB with float64 times [T] in seconds from the video's first frame.
 
     Raises:
-        SkipItemError: ``decode_error`` (damaged), ``no_frames``, ``too_many_frames``, or a reason of `open_video`.
+        SkipItemError: ``decode_error`` (damaged), ``no_frames``, ``too_many_frames``, ``size_change``, ``bad_times``,
+            ``no_timestamps``, or a reason of `open_video`.
     """
     pixels: list[NDArray[np.uint8]] = []
     times: list[float] = []
+    size: tuple[int, int] | None = None
     with open_video(path, limits) as (container, stream):
         for time_s, frame in _wanted(_timed_frames(container, stream, request, path), request):
             if len(pixels) >= request.max_frames:
                 raise SkipItemError("too_many_frames", f"{path}: more than {request.max_frames} frames in one clip")
+            size = size or (frame.height, frame.width)
+            _check_next(frame, size, time_s, times, path)
             pixels.append(to_rgb(frame, request.size_px, crop=request.crop))
             times.append(time_s)
     if not pixels:
         raise SkipItemError("no_frames", f"{path}: no frame between {request.start_s:.3f} and {request.end_s:.3f} s")
     return Frames(np.stack(pixels), np.asarray(times, np.float64))
+
+
+def _check_next(frame: Any, size: tuple[int, int], time_s: float, before: Sequence[float], path: str) -> None:
+    """Refuses what streams that were glued together show: another size, or times that go back."""
+    if (frame.height, frame.width) != size:
+        detail = f"from {size[1]}x{size[0]} to {frame.width}x{frame.height} pixels"
+        raise SkipItemError("size_change", f"{path}: the picture changes its size {detail} at {time_s:.3f} s")
+    if before and time_s <= before[-1]:
+        raise SkipItemError("bad_times", f"{path}: a frame at {time_s:.3f} s follows one at {before[-1]:.3f} s")
 
 
 def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str) -> Iterator[tuple[float, Any]]:
@@ -97,12 +110,15 @@ def _wanted(frames: Iterator[tuple[float, Any]], request: DecodeRequest) -> Iter
         return
     step, held, i = 1 / request.rate_hz, None, 0
     for time_s, frame in inside:
-        # The held frame is final for every grid time that is nearer to it than to this one.
-        while held is not None and request.start_s + i * step <= (held[0] + time_s) / 2:
-            yield held
-            i = max(i + 1, int(np.ceil(((held[0] + time_s) / 2 - request.start_s) / step)))
+        if held is not None:
+            # The held frame is final for every grid time that is nearer to it than to this one.
+            middle = (held[0] + time_s) / 2 - request.start_s + 1e-9
+            if i * step <= middle:
+                yield held
+                i = int(middle / step) + 1
         held = (time_s, frame)
-    if held is not None and request.start_s + i * step <= held[0] + step / 2:
+    # A millisecond, to which containers round; a grid time past the last frame has no frame of its own.
+    if held is not None and i * step <= held[0] - request.start_s + 1e-3:
         yield held
 
 

@@ -50,6 +50,8 @@ class ClipScores:
     """Rows and columns (top, bottom, left, right, of 64) that are black throughout."""
     black_quadrant: bool
     """Whether a quarter of the picture is black throughout: a 2x2 grid with three views."""
+    rate_hz: float
+    """Frames per second, from the median step."""
     variable_rate: bool
     """Whether the steps between frames differ by more than half a step."""
     longest_gap_s: float
@@ -75,7 +77,10 @@ class ClipScores:
         if self.cuts:
             found.append(f"cut at frame {', '.join(map(str, self.cuts))}")
         if self.repeat_share >= REPEAT_SHARE:
-            found.append(f"{self.repeat_share:.0%} of frames repeat the one before")
+            true = self.rate_hz * (1 - self.repeat_share)
+            found.append(
+                f"{self.repeat_share:.0%} of frames repeat the one before: {true:.0f} Hz in {self.rate_hz:.0f}"
+            )
         if any(self.border):
             found.append(f"black border {self.border} of 64")
         if self.black_quadrant:
@@ -112,6 +117,7 @@ def score_clip(frames: Frames) -> ClipScores:
         repeat_share=round(float((mad[whole] < FROZEN_MAD).mean()), 4) if whole.any() and np.median(mad) > 1 else 0.0,
         border=black_border(luma),
         black_quadrant=has_black_quadrant(luma),
+        rate_hz=round(1 / typical, 4) if typical else 0.0,
         variable_rate=bool(len(steps) and (np.abs(steps - typical) > 0.5 * typical).any()),
         longest_gap_s=round(float(steps.max()), 6) if len(steps) else 0.0,
         camera_px=camera_shift(luma, first, second),

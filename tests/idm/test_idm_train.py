@@ -10,7 +10,6 @@ import pytest
 import sprites
 import torch
 
-from idm.clips import ClipFrames
 from idm.config import IDMConfig, ModelConfig, WindowConfig
 from idm.data import WindowSampler, fit_normalizers, load_demonstrations
 from idm.evaluate import evaluate_idm
@@ -21,6 +20,7 @@ from idm.train import hold_aside, train_idm
 from pyramid.config import resolve
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.labels.protocol import BASE_FIELDS, FLAG_SHORT, Labeler
+from pyramid.shards.frames import ClipFrames
 from pyramid.shards.reader import ShardSet
 
 

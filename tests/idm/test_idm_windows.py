@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idm.windows import segments, step_frames, vote, vote_weights, window_starts
+from idm.windows import clip_steps, segments, step_frames, vote, vote_weights, window_starts
 from pyramid.errors import SkipItemError
 from pyramid.rng import rng
 
@@ -80,6 +80,33 @@ def test_another_rate_is_refused_with_both_numbers(clip_hz, model_hz):
     with pytest.raises(SkipItemError, match=f"{clip_hz} Hz.*{model_hz} Hz") as caught:
         step_frames(np.arange(100) / clip_hz, model_hz, 0.1)
     assert caught.value.reason == "rate"
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_slow_clip_gets_every_action_from_the_frames_it_has(every):
+    steps = clip_steps(np.arange(20) * every / 80, 80.0, (0, 4, 8), 0.1)
+    assert steps.every == every
+    assert steps.frames == [i // every for i in range(19 * every + 1)]
+    [(first, last)] = steps.trim([(0, len(steps.frames))])
+    assert (first, last) == (0, 19 * every + 1)
+    truth = rng(0, "slow").normal(size=(last, 3)).astype(np.float32)
+    starts = window_starts(last, 8, max(every, 1))
+    assert all(start % every == 0 for start in starts)
+    votes = vote(perfect(truth, starts, 8), last)
+    np.testing.assert_allclose(votes.mean, truth[:-1], atol=1e-6)
+
+
+def test_slow_clip_is_cut_at_frames():
+    steps = clip_steps(np.arange(20) / 40, 80.0, (0, 4, 8), 0.1)
+    spans = steps.trim(segments(steps.frames, [7]))
+    assert spans == [(0, 13), (14, 39)]
+    assert [steps.frames[first] for first, _ in spans] == [0, 7]
+    assert [steps.frames[last - 1] for _, last in spans] == [6, 19]
+
+
+def test_slow_clip_without_the_frames_of_a_window_is_refused():
+    with pytest.raises(SkipItemError, match=r"40 Hz.*80 Hz"):
+        clip_steps(np.arange(20) / 40, 80.0, (0, 3, 8), 0.1)
 
 
 def test_missing_frames_are_refused():

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lam.clips import ClipFrames
 from lam.config import PairConfig
 from lam.pairs import PairSampler, find_pair, label_pairs, motion
 from pyramid.errors import DataError
+from pyramid.shards.frames import ClipFrames
 
 RATES = [25.0, 30000 / 1001, 30.0, 60.0]
 

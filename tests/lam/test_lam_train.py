@@ -189,6 +189,13 @@ def test_an_untrained_model_is_called_broken(shards, small, tmp_path):
     assert math.isclose(evaluation.copy_gap, 0, abs_tol=1e-3)
 
 
+def test_held_out_folder_alone_has_no_probe(tmp_path, model_dir):
+    folder = sprites.make_shards(tmp_path, n_train=0, n_val=2, n_frames=24)
+    evaluation = evaluate_lam(folder, model=model_dir, n_pairs=64)
+    assert (evaluation.probe_r2, evaluation.probes, evaluation.camera_r2) == (None, {}, None)
+    assert evaluation.leakage is None or evaluation.leakage < 2
+
+
 def test_evaluation_without_held_out_clips_is_refused(tmp_path, model_dir):
     folder = sprites.make_shards(tmp_path, n_train=2, n_val=0, n_frames=16)
     with pytest.raises(DataError, match="split 'val'"):

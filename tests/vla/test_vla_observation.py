@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from pyramid.errors import DataError
 from vla.observation import initial_noise, read_observation, resize_images
@@ -50,3 +51,10 @@ def test_resize_keeps_flat_colours():
     assert small.shape == (2, 8, 8, 3)
     assert (small[0] == 0).all()
     assert (small[1] == 200).all()
+
+
+def test_resize_is_what_training_frames_went_through():
+    views = np.random.default_rng(0).integers(0, 256, (2, 48, 60, 3), dtype=np.uint8)
+    planes = torch.from_numpy(views).permute(0, 3, 1, 2)
+    want = torch.nn.functional.interpolate(planes, (16, 16), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    assert np.abs(resize_images(views, 16).astype(int) - want.numpy().astype(int)).max() <= 1

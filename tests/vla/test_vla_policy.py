@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from tiny_policy import TINY, make_bodies
 
-from pyramid.errors import ConfigError, DataError
+from pyramid.errors import ConfigError, DataError, PyramidError
 from vla.policy import Policy, build_policy
 from vla.processor import denormalize, normalize
 
@@ -35,7 +36,7 @@ def test_saved_and_loaded_is_bit_exact(policy, tmp_path):
         assert want.tobytes() == got.tobytes()
     second = tmp_path / "again"
     again.save_pretrained(str(second))
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+    for file in ("config.json", "model.safetensors"):
         assert (second / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
@@ -97,25 +98,41 @@ def test_normalising_tensors_equals_normalising_arrays():
             assert np.allclose(denormalize(n, torch.from_numpy(x)).numpy(), n.denormalize(x), atol=1e-6)
 
 
-def test_damaged_folders_are_refused(policy, tmp_path):
-    policy.save_pretrained(str(tmp_path))
-    tokenizer = Path(tmp_path, "tokenizer.json")
-    text = tokenizer.read_text()
-    tokenizer.write_text(text.replace("<bos>", "<box>"))
-    with pytest.raises(DataError, match=r"tokenizer.json.* not the file"):
-        Policy.from_pretrained(str(tmp_path))
-    tokenizer.write_text(text)
-    config = json.loads(Path(tmp_path, "config.json").read_text())
+def _wider(config):
     config["config"]["policy"]["head"]["width"] = 48
-    config["config"]["policy"]["head"]["heads"] = 2
+
+
+def _no_tokenizer(config):
+    del config["extra"]["tokenizer"]
+
+
+def _bad_tokenizer(config):
+    config["extra"]["tokenizer"] = {}
+
+
+def _other_option(config):
+    config["config"]["policy"]["head"]["colour"] = "red"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_wider, "weights do not fit"),
+        (_no_tokenizer, "no policy that this version knows.*tokenizer"),
+        (_bad_tokenizer, "not a tokenizer"),
+        (_other_option, "colour"),
+    ],
+)
+def test_damaged_folders_are_refused(policy, tmp_path, damage, message):
+    policy.save_pretrained(str(tmp_path))
+    config = json.loads(Path(tmp_path, "config.json").read_text())
+    damage(config)
     Path(tmp_path, "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="do not fit"):
+    with pytest.raises(PyramidError, match=message):
         Policy.from_pretrained(str(tmp_path))
 
 
 def test_a_frozen_backbone_does_not_train(bodies):
-    from dataclasses import replace
-
     frozen = build_policy(replace(TINY, backbone=replace(TINY.backbone, frozen=True)), bodies).train()
     assert not frozen.backbone.training
     assert frozen.head.training

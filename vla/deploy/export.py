@@ -19,10 +19,12 @@ from pyramid.nn.checkpoint import WEIGHTS_FILE
 from vla.deploy.graphs import OPSET, Graph, System1, System2, to_onnx
 from vla.deploy.parity import PARITY_FILE, ParityReport, measure_parity, seeded_observation
 from vla.deploy.spec import SPEC_FILE, SYSTEM_1, SYSTEM_2, DeploySpec, FileRecord
-from vla.policy import TOKENIZER_FILE, Policy
+from vla.policy import Policy
+from vla.text import tokenizer_to_json
 
 __all__ = ["ExportResult", "export"]
 
+TOKENIZER_FILE = "tokenizer.json"
 EXTERNAL_BYTES = 1_500_000_000
 """Graphs larger than this keep their weights in a file beside them: a protobuf ends at 2 GiB."""
 
@@ -103,7 +105,7 @@ def export(
     files.make_dirs(out)
     files.remove(files.join(out, SPEC_FILE))
     written = {graph.name: _write_graph(graph, out) for graph in graphs}
-    policy.save_tokenizer(out)
+    files.write_text(files.join(out, TOKENIZER_FILE), tokenizer_to_json(policy.processor.tokenizer))
     report = measure_parity(policy, name, graphs, out, observations=observations, seed=seed, limit=max_error)
     files.write_json(files.join(out, PARITY_FILE), report)
     _refuse(report)

@@ -44,3 +44,16 @@ def test_the_package_opens_without_the_simulator() -> None:
     code = "import sys, pyramid.sim; print([m for m in ('mujoco', 'metaworld', 'torch', 'OpenGL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.sim
+def test_torch_can_be_imported_after_a_picture_was_drawn(tmp_path: Path) -> None:
+    """Mesa's LLVM and Triton's do not get on in the order that a user would load them in."""
+    code = f"""
+from pyramid.sim import make_dataset
+make_dataset({str(tmp_path / "data")!r}, {{"n_hand": 1, "n_generated": 0, "n_robot": 0, "size_px": 64}})
+import torch, torchvision, lightning
+print(int(torch.ones(3) @ torch.ones(3)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr[-2000:]

@@ -1,0 +1,254 @@
+"""Packing: exact pictures, the same bytes for any number of workers and after any stop, bad clips set aside by name."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import drawing
+import killing
+import numpy as np
+import pytest
+
+from pyramid import files
+from pyramid.corpora.scan import scan
+from pyramid.errors import ConfigError, DataError
+from pyramid.shards.layout import INDEX_FILE
+from pyramid.shards.pack import pack
+from pyramid.shards.reader import ShardSet
+
+OPTIONS = {"size_px": 32, "frames_per_shard": 90}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Five videos of 12 to 16 frames; number i shows 100 i, 100 i + 1, ..."""
+    root = tmp_path_factory.mktemp("videos")
+    for i in range(5):
+        drawing.write_video(root / f"v{i}.mp4", range(100 * i, 100 * i + 12 + i), rate=10)
+    return scan("folder", str(root), out=str(root / "clips.parquet")).out
+
+
+@pytest.fixture(scope="module")
+def packed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "one"
+    pack(manifest, out=str(out), config=OPTIONS)
+    return out
+
+
+def test_every_frame_of_every_clip_is_there_in_order(packed: Path) -> None:
+    shards = ShardSet.open(str(packed))
+    assert len(shards) == 5
+    assert [row["frames"] for row in shards.rows] == [12, 13, 14, 15, 16]
+    for i in range(5):
+        sample = shards.read(i)
+        assert drawing.read_pictures(sample.frames()) == list(range(100 * i, 100 * i + 12 + i))
+        assert np.allclose(sample.times_s, np.arange(12 + i) / 10, atol=1e-6)
+        assert sample.meta["clip_id"] == f"folder/v{i}.mp4#0.000"
+        assert sample.meta["rate_hz"] == pytest.approx(10)
+        assert sample.frames([0]).shape == (1, 32, 32, 3)
+
+
+def test_index_and_samples_agree(packed: Path) -> None:
+    shards = ShardSet.open(str(packed))
+    for i, row in enumerate(shards.rows):
+        meta = shards.read(i).meta
+        for name in ("clip_id", "corpus", "tier", "embodiment", "split", "text", "frames", "rate_hz", "action_dim"):
+            assert meta[name] == row[name]
+
+
+def test_shards_do_not_depend_on_workers(manifest: str, packed: Path, tmp_path: Path) -> None:
+    result = pack(manifest, out=str(tmp_path / "two"), config=OPTIONS, workers=2)
+    assert result.shards == 3
+    assert result.bytes == sum(p.stat().st_size for p in packed.glob("*.tar"))
+    assert drawing.tree(tmp_path / "two") == drawing.tree(packed)
+
+
+def test_a_second_run_does_nothing_and_a_changed_config_does_all(manifest: str, packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "again")
+    before = drawing.tree(tmp_path / "again")
+    result = pack(manifest, out=str(tmp_path / "again"), config=OPTIONS)
+    assert (result.skipped_done, result.clips, result.frames, result.frames_per_s) == (3, 5, 70, 0)
+    assert drawing.tree(tmp_path / "again") == before
+    (tmp_path / "again" / "clips-000001.tar").unlink()
+    assert pack(manifest, out=str(tmp_path / "again"), config=OPTIONS).skipped_done == 2
+    assert drawing.tree(tmp_path / "again") == before
+    assert pack(manifest, out=str(tmp_path / "again"), config={**OPTIONS, "crf": 30}).skipped_done == 0
+    assert drawing.tree(tmp_path / "again").keys() == before.keys()
+    assert drawing.tree(tmp_path / "again") != before
+
+
+@pytest.mark.parametrize("mode", ["kill", "error"])
+def test_stopped_at_any_file_and_run_again_it_ends_the_same(manifest: str, packed: Path, tmp_path: Path, mode: str) -> None:
+    reference = drawing.tree(packed)
+    points = killing.stop_everywhere(
+        "pyramid.shards.pack:pack", out=tmp_path / "out", mode=mode, manifest=manifest, config=OPTIONS
+    )
+    assert len(points) == 2 * len(reference)  # Each file is begun once and renamed once.
+    for point in points:
+        assert point["resumed"] == reference
+        final = {name: sha for name, sha in point["stopped"].items() if files.TEMPORARY_PREFIX not in name}
+        assert final.items() <= reference.items()
+        if mode == "error":
+            assert final == point["stopped"]
+    assert {len([n for n in p["stopped"] if n.endswith(".tar")]) for p in points} == {0, 1, 2, 3}
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same(manifest: str, packed: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    out = tmp_path / "out"
+    script = f"from pyramid.shards.pack import pack; print('ready', flush=True); pack({manifest!r}, out={str(out)!r}, config={OPTIONS!r}, workers=2)"
+    for _ in range(20):
+        shutil.rmtree(out, ignore_errors=True)
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            process.stdout.readline()
+            time.sleep(draw.uniform(0, 2.5))
+            process.kill()
+        time.sleep(0.3)  # Its workers end when they find it gone.
+        if out.exists():
+            final = {n: s for n, s in drawing.tree(out).items() if files.TEMPORARY_PREFIX not in n}
+            assert final.items() <= drawing.tree(packed).items()
+        pack(manifest, out=str(out), config=OPTIONS)
+        assert drawing.tree(out) == drawing.tree(packed)
+
+
+def test_bad_videos_are_set_aside_by_name_and_the_others_packed(tmp_path: Path) -> None:
+    root = tmp_path / "videos"
+    drawing.write_video(root / "a.mp4", range(12), rate=10)
+    drawing.write_video(root / "b.mp4", range(12, 24), rate=10)
+    drawing.write_video(root / "c.mp4", range(24, 36), rate=10)
+    manifest = scan("folder", str(root), out=str(tmp_path / "clips.parquet")).out
+    data = (root / "b.mp4").read_bytes()
+    (root / "b.mp4").write_bytes(data[: len(data) // 2])
+    result = pack(manifest, out=str(tmp_path / "out"), config=OPTIONS)
+    assert result.clips == 2
+    assert sum(result.quarantined.values()) == 1
+    assert "b.mp4" in result.items[0].detail
+    assert result.items[0].item == "folder/b.mp4#0.000"
+    assert files.parquet_metadata(tmp_path / "out" / INDEX_FILE)["quarantined"] == [vars(result.items[0])]
+    shards = ShardSet.open(str(tmp_path / "out"))
+    assert [row["clip_id"] for row in shards.rows] == ["folder/a.mp4#0.000", "folder/c.mp4#0.000"]
+    # The video is mended: it is tried again when asked for.
+    (root / "b.mp4").write_bytes(data)
+    again = pack(manifest, out=str(tmp_path / "out"), config=OPTIONS, retry_quarantined=True)
+    assert (again.clips, again.quarantined) == (3, {})
+
+
+def test_a_folder_of_bad_videos_is_a_failure_that_names_them(tmp_path: Path) -> None:
+    path = drawing.write_video(tmp_path / "v" / "a.mp4", range(12), rate=10)
+    manifest = scan("folder", str(path.parent), out=str(tmp_path / "clips.parquet")).out
+    path.write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"none of 1 clips could be packed: .*a\.mp4"):
+        pack(manifest, out=str(tmp_path / "out"), config=OPTIONS)
+    assert not (tmp_path / "out" / INDEX_FILE).exists()
+
+
+def test_robot_episodes_keep_their_numbers_frame_by_frame(tmp_path: Path) -> None:
+    from pyramid.corpora.manifest import write_manifest
+    from pyramid.types import Clip
+
+    drawing.write_video(tmp_path / "e.mp4", range(40), rate=20)
+    drawing.write_episode(tmp_path / "e.parquet", 40)
+    drawing.write_episode(tmp_path / "short.parquet", 30)
+    base = {"corpus": "lab", "video": str(tmp_path / "e.mp4"), "source_hz": 20.0, "tier": "top", "embodiment": "arm"}
+    clips = [
+        Clip(clip_id="whole", start_s=0, end_s=2, episode=str(tmp_path / "e.parquet"), **base),
+        Clip(clip_id="part", start_s=0.5, end_s=1.5, episode=str(tmp_path / "e.parquet"), **base),
+        Clip(clip_id="short", start_s=0, end_s=2, episode=str(tmp_path / "short.parquet"), **base),
+        Clip(clip_id="gone", start_s=0, end_s=2, episode=str(tmp_path / "gone.parquet"), **base),
+    ]
+    write_manifest(str(tmp_path / "clips.parquet"), clips, {})
+    result = pack(str(tmp_path / "clips.parquet"), out=str(tmp_path / "out"), config={**OPTIONS, "rate_hz": 5.0})
+    assert result.quarantined == {"bad_episode": 1, "length_mismatch": 1}
+    shards = ShardSet.open(str(tmp_path / "out"))
+    for i, first, n in ((0, 0, 40), (1, 10, 20)):
+        sample = shards.read(i)
+        numbers = drawing.read_pictures(sample.frames())
+        assert numbers == list(range(first, first + n))  # Actions hold for every frame: no resampling.
+        assert sample.action.tolist() == [[t] * 3 for t in numbers]
+        assert sample.state.tolist() == [[t, -t] for t in numbers]
+        assert sample.meta["rate_hz"] == 20.0
+
+
+def test_long_videos_are_cut_without_a_frame_lost(tmp_path: Path) -> None:
+    drawing.write_video(tmp_path / "v" / "long.mp4", range(200), rate=Fraction(30_000, 1001), gop=60)
+    manifest = scan("folder", str(tmp_path / "v"), out=str(tmp_path / "clips.parquet"), clip_s=1.5).out
+    pack(manifest, out=str(tmp_path / "out"), config=OPTIONS)
+    shards = ShardSet.open(str(tmp_path / "out"))
+    assert len(shards) == 5
+    assert [n for i in range(5) for n in drawing.read_pictures(shards.read(i).frames())] == list(range(200))
+    assert all(shards.read(i).times_s[0] == 0 for i in range(5))
+
+
+def test_a_lower_rate_keeps_the_nearest_frames(tmp_path: Path) -> None:
+    drawing.write_video(tmp_path / "v" / "a.mp4", range(60), rate=30)
+    manifest = scan("folder", str(tmp_path / "v"), out=str(tmp_path / "clips.parquet")).out
+    pack(manifest, out=str(tmp_path / "out"), config={**OPTIONS, "rate_hz": 10.0})
+    sample = ShardSet.open(str(tmp_path / "out")).read(0)
+    assert drawing.read_pictures(sample.frames()) == list(range(0, 60, 3))
+    assert sample.meta["rate_hz"] == pytest.approx(10)
+
+
+def test_oddities_are_noted_or_dropped(tmp_path: Path) -> None:
+    drawing.write_video(tmp_path / "v" / "moves.mp4", range(20), rate=10)
+    drawing.write_video(tmp_path / "v" / "still.mp4", [9] * 20, rate=10)
+    manifest = scan("folder", str(tmp_path / "v"), out=str(tmp_path / "clips.parquet")).out
+    kept = pack(manifest, out=str(tmp_path / "kept"), config=OPTIONS)
+    assert kept.quarantined == {}
+    rows = ShardSet.open(str(tmp_path / "kept")).rows
+    assert "100% of it static" in rows[1]["notes"]
+    dropped = pack(manifest, out=str(tmp_path / "dropped"), config={**OPTIONS, "drop": ["static"]})
+    assert dropped.quarantined == {"static": 1}
+    assert dropped.clips == 1
+
+
+def test_a_dry_run_writes_nothing(manifest: str, tmp_path: Path) -> None:
+    result = pack(manifest, out=str(tmp_path / "out"), config=OPTIONS, dry_run=True)
+    assert (result.clips, result.shards, result.bytes, result.out) == (5, 3, 0, "")
+    assert not (tmp_path / "out").exists()
+    assert pack(manifest, config=OPTIONS, dry_run=True).shards == 3
+
+
+def test_limit_takes_the_first(manifest: str, tmp_path: Path) -> None:
+    assert pack(manifest, out=str(tmp_path), config=OPTIONS, limit=2).clips == 2
+    assert [row["clip_id"] for row in ShardSet.open(str(tmp_path)).rows] == ["folder/v0.mp4#0.000", "folder/v1.mp4#0.000"]
+
+
+def test_wrong_calls_are_refused(manifest: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--out"):
+        pack(manifest)
+    with pytest.raises(ConfigError, match="size_px must be even"):
+        pack(manifest, out=str(tmp_path), size_px=33)
+    with pytest.raises(ConfigError, match="rate_hz must be positive"):
+        pack(manifest, out=str(tmp_path), rate_hz=0)
+    with pytest.raises(ConfigError, match="drop"):
+        pack(manifest, out=str(tmp_path), drop=["ugly"])
+    with pytest.raises(DataError, match="pyramid scan"):
+        pack(str(tmp_path / "none.parquet"), out=str(tmp_path))
+    for prefix in ("../up", "a/b", "A", ""):
+        with pytest.raises(ConfigError, match="prefix"):
+            pack(manifest, out=str(tmp_path / "x"), prefix=prefix)
+
+
+def test_receipts_hold_what_the_index_holds(packed: Path) -> None:
+    receipts = [json.loads(p.read_text()) for p in sorted((packed / "_receipts").iterdir())]
+    assert [row["key"] for r in receipts for row in r["facts"]["rows"]] == [r["key"] for r in ShardSet.open(str(packed)).rows]
+
+
+def test_from_and_to_s3(tmp_path: Path, s3: str, packed: Path) -> None:
+    for i in range(5):
+        path = drawing.write_video(tmp_path / f"v{i}.mp4", range(100 * i, 100 * i + 12 + i), rate=10)
+        files.write_bytes(f"{s3}/videos/v{i}.mp4", path.read_bytes())
+    found = scan("folder", f"{s3}/videos", out=f"{s3}/clips.parquet")
+    assert found.clips == 5
+    result = pack(found.out, out=f"{s3}/packed", config=OPTIONS, workers=2)
+    assert (result.clips, result.frames) == (5, 70)
+    assert ShardSet.open(f"{s3}/packed").digest == ShardSet.open(str(packed)).digest
+    assert pack(found.out, out=f"{s3}/packed", config=OPTIONS).skipped_done == 3
