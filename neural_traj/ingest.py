@@ -40,11 +40,6 @@ class IngestResult:
     items: list[Quarantined] = field(default_factory=list)
     """The files set aside."""
 
-    @property
-    def quarantined_items(self) -> list[Quarantined]:
-        """Items set aside."""
-        return self.items
-
     def __repr__(self) -> str:
         aside = ", ".join(f"{n} {reason}" for reason, n in self.quarantined.items())
         found = f"{self.clips} clips, {self.instructions} different instructions, {self.hours * 60:.1f} min"

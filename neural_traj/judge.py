@@ -68,11 +68,6 @@ class JudgeResult:
     items: list[Quarantined] = field(default_factory=list)
     """The files that could not be scored."""
 
-    @property
-    def quarantined_items(self) -> list[Quarantined]:
-        """Items set aside."""
-        return self.items
-
     def __repr__(self) -> str:
         dropped = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items()) or "none"
         aside = f", {sum(self.quarantined.values())} set aside" if self.quarantined else ""

@@ -194,7 +194,7 @@ def _print_config(
 def _report(result: Any, *, as_json: bool) -> ExitCode:
     """Prints a result, lists what was set aside, and says how the command ends."""
     print(json.dumps(to_json(result), ensure_ascii=False) if as_json else repr(result))
-    items = getattr(result, "quarantined_items", [])
+    items = getattr(result, "items", [])
     for item in items[:MOST_ITEMS_SHOWN]:
         say(f"  set aside ({item.reason}): {item.detail}")
     if len(items) > MOST_ITEMS_SHOWN:

@@ -94,15 +94,16 @@ def load_yaml(text: str, origin: str = "YAML") -> Any:
     """
     if len(text) > MAX_YAML_BYTES:
         raise UnsafeInputError(f"{origin}: larger than the {MAX_YAML_BYTES} bytes that are read as YAML")
-    loader = _StrictLoader(text)
     try:
-        return loader.get_single_data()
+        loader = _StrictLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (ConfigError, UnsafeInputError) as error:
         raise type(error)(f"{origin}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin}: not plain YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
 
 
 def dump_yaml(obj: Any) -> str:

@@ -97,7 +97,8 @@ class TrainResult:
         if self.dry_run:
             time_left = f", about {format_seconds(self.seconds)} on this machine" if self.seconds else ""
             return f"train {self.kind}: {self.steps} steps, {self.parameters:,} parameters{time_left}; nothing written"
-        state = "found finished" if self.reused else f"loss {self.loss:.4g} in {format_seconds(self.seconds)}"
+        loss = "nothing left to train" if self.loss is None else f"loss {self.loss:.4g}"
+        state = "found finished" if self.reused else f"{loss} in {format_seconds(self.seconds)}"
         return f"{self.kind} model: {self.parameters:,} parameters, {self.steps} steps, {state} -> {self.out}"
 
 
@@ -224,7 +225,7 @@ def _finished(out: str, kind: str) -> str | None:
         return None
 
 
-def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resume: bool, label: str) -> float:
+def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resume: bool, label: str) -> float | None:
     config = module.trainer_config
     files.make_dirs(folder)
     checkpoint = folder / "last.ckpt"
@@ -260,11 +261,14 @@ def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resum
         raise InterruptedJobError(
             f"{label}: stopped at step {trainer.global_step}; run the same command again to go on from step {kept}"
         )
-    return watch.loss
+    return watch.loss if math.isfinite(watch.loss) else None
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    try:
+        return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    except Exception as error:  # What a broken file raises has no common base.
+        raise DataError(f"'{checkpoint}' is no checkpoint of this training; start over with --no-resume") from error
 
 
 def _claim(folder: Path, run: str, resume: bool) -> None:

@@ -98,7 +98,9 @@ def write_episode(path: Path, n_rows: int, *, first: int = 0) -> Path:
     """Writes states and actions as a LeRobot v2 file names them; row t holds ``first + t``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = np.arange(first, first + n_rows, dtype=np.float32)
-    table = pa.table({"observation.state": np.stack([rows, -rows], 1).tolist(), "action": np.stack([rows] * 3, 1).tolist()})
+    table = pa.table(
+        {"observation.state": np.stack([rows, -rows], 1).tolist(), "action": np.stack([rows] * 3, 1).tolist()}
+    )
     files.write_parquet(path, table)
     return path
 
@@ -145,7 +147,9 @@ def write_shards(
         samples = []
         for place in clips:
             clip, split = first_clip + place, "val" if place >= len(frames) - n_val else "train"
-            samples.append((key_of(clip), sample_members(clip, frames[place], rate_hz=rate_hz, actions=actions, split=split)))
+            samples.append(
+                (key_of(clip), sample_members(clip, frames[place], rate_hz=rate_hz, actions=actions, split=split))
+            )
             facts[key_of(clip)] = {
                 "clip_id": f"drawn/{clip}",
                 "corpus": "drawn",

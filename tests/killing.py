@@ -21,13 +21,15 @@ import drawing
 EVENTS = ("tempfile.mkstemp", "os.rename")
 
 
-def stop_everywhere(call: str, *, out: Path, mode: str = "kill", limit: int = 10_000, **options: Any) -> list[dict[str, Any]]:
+def stop_everywhere(
+    call: str, *, out: Path, mode: str = "kill", points: int = 10_000, **options: Any
+) -> list[dict[str, Any]]:
     """Calls ``module:function(**options, out=...)`` once for each point at which it can be stopped.
 
     Returns:
         For each point: ``stopped`` and ``resumed``, the files in the output folder with their sha256.
     """
-    task = {"call": call, "options": options, "out": str(out), "mode": mode, "limit": limit, "path": sys.path}
+    task = {"call": call, "options": options, "out": str(out), "mode": mode, "points": points, "path": sys.path}
     done = subprocess.run([sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise AssertionError(done.stderr)
@@ -74,7 +76,7 @@ def _main(task: dict[str, Any]) -> None:
     function = getattr(importlib.import_module(module), name)
     expected = {"kill": -9, "error": 1}[task["mode"]]
     found = []
-    for point in range(task["limit"]):
+    for point in range(task["points"]):
         out = Path(f"{task['out']}-{point}")
 
         def work(out: Path = out) -> None:

@@ -33,11 +33,18 @@ def read_captions(root: str) -> dict[str, str]:
         path = files.join(root, name)
         if files.exists(path):
             text = files.read_text(path)
-            rows = _jsonl(text, path) if name.endswith("jsonl") else list(csv.DictReader(io.StringIO(text)))
-            if any("file" not in row or "text" not in row for row in rows):
+            rows = _jsonl(text, path) if name.endswith("jsonl") else _csv(text, path)
+            if not all(isinstance(row.get("file"), str) and isinstance(row.get("text"), str) for row in rows):
                 raise DataError(f"'{path}': every row needs 'file' and 'text'")
-            return {str(row["file"]): str(row["text"]) for row in rows}
+            return {row["file"]: row["text"] for row in rows}
     return {}
+
+
+def _csv(text: str, path: str) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise DataError(f"'{path}' is not CSV: {error}") from error
 
 
 def _jsonl(text: str, path: str) -> list[dict[str, str]]:
@@ -46,7 +53,7 @@ def _jsonl(text: str, path: str) -> list[dict[str, str]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"'{path}', line {number}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"'{path}', line {number}: a row is an object with 'file' and 'text'")

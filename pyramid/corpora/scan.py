@@ -38,11 +38,6 @@ class ScanResult:
     items: list[Quarantined] = field(default_factory=list)
     """The refused files with their reasons."""
 
-    @property
-    def quarantined_items(self) -> list[Quarantined]:
-        """Items set aside."""
-        return self.items
-
     def __repr__(self) -> str:
         aside = f", {sum(self.skipped.values())} files refused" if self.skipped else ""
         return f"{self.clips} clips, {self.hours * 60:.1f} min{aside} -> {self.out or 'nothing written'}"

@@ -21,6 +21,8 @@ from pyramid.shards.layout import table_name
 from pyramid.shards.reader import Sample, ShardSet
 
 FORMAT_VERSION = 1
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a stranger's labeler may fail with on one clip, which costs that clip only; pyarrow's errors are among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,6 @@ class LabelResult:
     """The folder of the tables; empty on a dry run."""
     items: list[Quarantined] = field(default_factory=list)
     """The clips set aside, with their reasons."""
-
-    @property
-    def quarantined_items(self) -> list[Quarantined]:
-        """Items set aside."""
-        return self.items
 
     def __repr__(self) -> str:
         if not self.out:
@@ -113,9 +110,10 @@ def label(
     cfg = resolve(LabelConfig, config, **options)
     found = ShardSet.open(shards)
     out = out or files.join(shards, "labels", labeler)
+    _cached_labeler.cache_clear()  # The model folder may hold another model than at the last call.
     engine = _cached_labeler(labeler, model, cfg.device)
     check_schema(engine.schema(), labeler)
-    units = _plan(found, engine, model, cfg, out)[:limit]
+    units = _plan(found, engine, cfg, name=labeler, model=model, out=out)[:limit]
     if dry_run:
         return _plan_only(found, engine, units, cfg, out=out, resume=resume)
     report = run_job(
@@ -145,14 +143,14 @@ def label(
     )
 
 
-def _plan(shards: ShardSet, labeler: Labeler, model: str, config: LabelConfig, out: str) -> list[Unit]:
+def _plan(shards: ShardSet, labeler: Labeler, config: LabelConfig, *, name: str, model: str, out: str) -> list[Unit]:
     units = []
     for shard in shards.shards:
         metadata = _metadata(shards, shard, labeler)
         task = {
             "folder": shards.folder,
             "shard": shard,
-            "labeler": labeler.name,
+            "labeler": name,
             "model": model,
             "device": config.device,
             "batch_clips": config.batch_clips,
@@ -221,11 +219,12 @@ def _label_batch(labeler: Labeler, batch: Sequence[Sample], aside: list[Quaranti
     """Labels a batch; when it fails, each clip by itself, so that one bad clip costs itself only."""
     try:
         return _checked(labeler, batch)
-    except DataError as error:
+    except (DataError, *_FAILURES) as error:
         if len(batch) > 1:
             return [table for sample in batch for table in _label_batch(labeler, [sample], aside)]
         reason = error.reason if isinstance(error, SkipItemError) else "label_error"
-        aside.append(Quarantined(item=batch[0].key, reason=reason, detail=str(error)))
+        detail = str(error) if isinstance(error, DataError) else f"{labeler.name}: {type(error).__name__}: {error}"
+        aside.append(Quarantined(item=batch[0].key, reason=reason, detail=detail))
         return []
 
 

@@ -107,8 +107,10 @@ class Source:
     def _read_labels(self, run: LabelRun) -> None:
         column = _LABEL_COLUMN[self.spec.use]
         tables = pa.concat_tables([run.table(shard) for shard in self.shards.shards])
-        if column not in tables.column_names:
-            raise DataError(f"source '{self.name}': '{run.folder}' has no column '{column}' for use: {self.spec.use}")
+        needed = [column, "codes"] if self.spec.use == "latent" else [column]
+        if missing := [name for name in needed if name not in tables.column_names]:
+            use = self.spec.use
+            raise DataError(f"source '{self.name}': '{run.folder}' has no column '{missing[0]}' for use: {use}")
         keys = tables["key"].to_pylist()
         frames = tables["frame"].to_numpy().astype(np.int32)
         values = _matrix(tables[column], f"source '{self.name}', column '{column}'")
@@ -117,6 +119,12 @@ class Source:
         spans = _spans(keys)
         none = (0, 0)
         span = [spans.get(self.shards.rows[i]["key"], none) for i in self.rows]
+        if keys and not self.gap_s > 0:
+            raise DataError(f"source '{self.name}': '{run.folder}' has a gap_s of {self.gap_s}; label again")
+        for i, (a, b) in zip(self.rows, span, strict=True):
+            if b > a and not 0 <= frames[a:b].min() <= frames[a:b].max() < self.shards.rows[i]["frames"]:
+                key = self.shards.rows[i]["key"]
+                raise DataError(f"source '{self.name}': '{run.folder}' labels frames that clip {key} does not have")
         self._steps = [frames[a:b] for a, b in span]
         self._values = [values[a:b] for a, b in span]
         self._states = [np.zeros((b - a, 0), np.float32) for a, b in span]

@@ -34,7 +34,7 @@ from pyramid.shards.layout import (
     shard_name,
 )
 from pyramid.shards.writer import write_shard
-from pyramid.types import Clip, Frames
+from pyramid.types import NAME_PATTERN, Clip, Frames
 from pyramid.video.decode import DecodeRequest, decode_source
 from pyramid.video.encode import encode_mp4
 from pyramid.video.filters import ClipScores, score_clip
@@ -73,6 +73,8 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes that cannot be packed."""
+        if not NAME_PATTERN.fullmatch(self.prefix):
+            raise ValueError(f"prefix '{self.prefix}': use a-z, 0-9 and _")
         if self.size_px < 16 or self.size_px % 2:
             raise ValueError(f"size_px must be even and at least 16, got {self.size_px}")
         if self.rate_hz is not None and not self.rate_hz > 0:
@@ -103,11 +105,6 @@ class PackResult:
     """The shard folder; empty on a dry run."""
     items: list[Quarantined] = field(default_factory=list)
     """The clips set aside, with their reasons."""
-
-    @property
-    def quarantined_items(self) -> list[Quarantined]:
-        """Items set aside."""
-        return self.items
 
     def __repr__(self) -> str:
         if not self.out:

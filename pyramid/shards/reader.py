@@ -36,7 +36,6 @@ from pyramid.shards.layout import (
 from pyramid.types import KEY_PATTERN
 from pyramid.video.decode import decode_mp4
 
-
 _NEEDED = (
     "shard",
     "key",

@@ -34,7 +34,7 @@ class VerifyResult:
     """Whether the bad ones were set aside."""
 
     @property
-    def quarantined_items(self) -> list[Quarantined]:
+    def items(self) -> list[Quarantined]:
         """The bad files."""
         return [Quarantined(item=b["path"], reason="bad", detail=f"{b['path']}: {b['reason']}") for b in self.bad]
 

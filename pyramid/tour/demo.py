@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,80 +17,19 @@ from pyramid.jobs import Quarantined
 from pyramid.labels.engine import LabelResult, label
 from pyramid.mixture.verbs import mix_show, mix_simulate
 from pyramid.nn.checkpoint import read_model_config
-from pyramid.progress import format_seconds
 from pyramid.shards.pack import PackResult, pack
 from pyramid.shards.reader import ShardSet
 from pyramid.shards.verify import verify
 from pyramid.table import format_table
 from pyramid.tour.config import DemoConfig
 from pyramid.tour.journal import Journal
+from pyramid.tour.mixture import HEAD, MIXTURE
+from pyramid.tour.result import DemoResult, together
 
 PARTS = ("human", "generated", "robot")
 """The demo's corpora, from base to top of the pyramid."""
 ROBOT = "metaworld"
 _STAGES = 11
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """What the demo did; each part is the result of the verb of that name."""
-
-    scan: dict[str, Any]
-    """All corpora together."""
-    pack: dict[str, Any]
-    """All shard folders together."""
-    label: dict[str, Any]
-    """All label runs together."""
-    evaluate_lam: dict[str, Any]
-    """The latent-action model on held-out clips."""
-    evaluate_idm: dict[str, Any]
-    """The inverse dynamics model on held-out episodes."""
-    mix_simulate: dict[str, Any]
-    """The mixture's proof."""
-    export: dict[str, Any]
-    """The ONNX graphs and their parity."""
-    bench: dict[str, Any]
-    """Their latency on this machine."""
-    action: list[list[float]]
-    """The exported policy's answer to one observation, [H, D], physical units."""
-    seconds: float
-    """Wall time of this run."""
-    out: str
-    """Where everything lies."""
-    items: list[Quarantined] = field(default_factory=list)
-    """Videos and clips that were set aside, with reasons."""
-
-    @property
-    def quarantined_items(self) -> list[Quarantined]:
-        """Items set aside."""
-        return self.items
-
-    def __repr__(self) -> str:
-        lines = [
-            f"done in {format_seconds(self.seconds)}; everything lies in {self.out}/:",
-            *(f"  {place.ljust(22)} {what}" for place, what in _PLACES),
-            "go on with:",
-            *(f"  {command.format(out=self.out)}" for command in _NEXT),
-        ]
-        return "\n".join(lines)
-
-
-_PLACES = (
-    ("data/", "the input: hand-look videos, generated-look clips, robot episodes (LeRobot v2.1)"),
-    ("clips/*.parquet", "clip manifests"),
-    ("shards/*/", "webdataset tars, shards.parquet, label tables in labels/"),
-    ("models/lam, idm, vla", "config.json and model.safetensors; logs/ for TensorBoard"),
-    ("mixture.yaml", "the data pyramid, to be edited"),
-    ("deploy/", "system2.onnx, system1.onnx, policy.json"),
-    ("demo.json", "every number printed here"),
-)
-_NEXT = (
-    "pyramid demo --videos YOUR_VIDEOS --out demo-mine",
-    "pyramid mix show {out}/mixture.yaml",
-    "pyramid train vla {out}/mixture.yaml --out {out}/models/vla-longer --trainer.max-steps=1000",
-    "pyramid bench {out}/deploy",
-    "tensorboard --logdir {out}/models",
-)
 
 
 def demo(
@@ -194,7 +133,7 @@ class _Demo:
         rows = [[tiers[p], p, r.clips, f"{r.hours * 60:.2f}", sum(r.skipped.values())] for p, r in found.items()]
         self.journal.show(format_table(["tier", "corpus", "clips", "min", "refused"], rows))
         self._show_items([item for r in found.values() for item in r.items])
-        return _together(found, ("clips", "hours"), ("skipped",))
+        return together(found, ("clips", "hours"), ("skipped",))
 
     def _pack(self) -> dict[str, Any]:
         self.journal.stage("Pack", "decode once, score, resize, write webdataset shards (pyramid pack, pyramid verify)")
@@ -215,7 +154,7 @@ class _Demo:
         self._show_oddities()
         for part in PARTS:
             self.journal.show(f"{part}: {verify(self.shards(part))}")
-        return _together(found, ("clips", "frames", "shards", "bytes", "seconds", "frames_per_s"), ("quarantined",))
+        return together(found, ("clips", "frames", "shards", "bytes", "seconds", "frames_per_s"), ("quarantined",))
 
     def _show_items(self, items: list[Quarantined]) -> None:
         if items:
@@ -279,12 +218,12 @@ class _Demo:
         self.journal.show(format_table(["corpus/labeler", "clips", "labels", "tables", "set aside"], rows))
         self._show_items([item for r in found.values() for item in r.items])
         numbers = ("clips", "rows", "shards", "skipped_done", "seconds", "frames_per_s")
-        return _together(found, numbers, ("quarantined",))
+        return together(found, numbers, ("quarantined",))
 
     def _mix(self) -> dict[str, Any]:
         self.journal.stage("Mix", "three tiers, exact shares at every prefix (pyramid mix show, pyramid mix simulate)")
         path = self.place("mixture.yaml")
-        files.write_text(path, _MIXTURE_HEAD + dump_yaml(_MIXTURE))
+        files.write_text(path, HEAD + dump_yaml(MIXTURE))
         self.journal.show(mix_show(path))
         proof = mix_simulate(path, draws=self.config.draws)
         self.journal.show(proof)
@@ -333,60 +272,3 @@ class _Demo:
 
 def _numbers(row: np.ndarray[Any, np.dtype[np.float32]]) -> str:
     return " ".join(f"{value:+.2f}" for value in row)
-
-
-def _together(
-    found: Mapping[str, ScanResult | PackResult | LabelResult], numbers: tuple[str, ...], counts: tuple[str, ...]
-) -> dict[str, Any]:
-    """Adds results of one verb up, and keeps each under ``parts``."""
-    parts = {name: vars(result) for name, result in found.items()}
-    total: dict[str, Any] = {key: sum(part[key] for part in parts.values()) for key in numbers}
-    for key in counts:
-        total[key] = {}
-        for part in parts.values():
-            for reason, n in part[key].items():
-                total[key][reason] = total[key].get(reason, 0) + n
-    if total.get("frames_per_s"):
-        total["frames_per_s"] = round(
-            sum(p["frames_per_s"] * p["seconds"] for p in parts.values()) / total["seconds"], 1
-        )
-    return {**total, "parts": {name: {k: v for k, v in part.items() if k != "items"} for name, part in parts.items()}}
-
-
-_MIXTURE_HEAD = """\
-# The demo's data pyramid: shares of training samples, exact at every prefix.
-# Look at it with `pyramid mix show`, change a weight, look again.
-"""
-_MIXTURE: dict[str, Any] = {
-    "unit": "samples",
-    "horizon": 8,
-    "tiers": {
-        "base": {
-            "weight": 0.4,
-            "sources": {
-                "human_latent": {"shards": "shards/human", "use": "latent", "labels": "shards/human/labels/lam"},
-            },
-        },
-        "middle": {
-            "weight": 0.3,
-            "sources": {
-                "generated_latent": {
-                    "shards": "shards/generated",
-                    "use": "latent",
-                    "labels": "shards/generated/labels/lam",
-                    "weight": 1,
-                },
-                "generated_pseudo": {
-                    "shards": "shards/generated",
-                    "use": "pseudo",
-                    "labels": "shards/generated/labels/idm",
-                    "weight": 2,
-                },
-            },
-        },
-        "top": {
-            "weight": 0.3,
-            "sources": {"robot": {"shards": "shards/robot", "use": "action"}},
-        },
-    },
-}

@@ -29,7 +29,7 @@ def test_copies_and_nameless_clips_are_set_aside(folder: Path, tmp_path: Path) -
     (folder / "1_open_the_drawer.mp4").rename(folder / "14_0_multiview.mp4")
     result = ingest(str(folder), out=str(tmp_path / "clips.parquet"))
     assert result.quarantined == {"duplicate": 1, "no_instruction": 1, "not_a_video": 1}
-    aside = {item.reason: item for item in result.quarantined_items}
+    aside = {item.reason: item for item in result.items}
     assert aside["no_instruction"].item == str(folder / "14_0_multiview.mp4")
     assert "7_push_the_cup_again" in aside["duplicate"].detail
     assert [clip.text for clip in read_manifest(result.out)] == ["push the cup", "close the drawer", "wait"]

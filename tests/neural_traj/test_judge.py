@@ -57,7 +57,7 @@ def test_a_folder_is_judged(folder: Path, tmp_path: Path) -> None:
     assert (result.clips, result.kept) == (4, 2)
     assert result.dropped == {"flicker": 1, "frozen_share": 1}
     assert result.quarantined == {"not_a_video": 1}
-    assert [item.item for item in result.quarantined_items] == [str(folder / "4_read_the_letter.mp4")]
+    assert [item.item for item in result.items] == [str(folder / "4_read_the_letter.mp4")]
     table = pd.read_parquet(out)
     assert list(table.columns) == SCHEMA.names
     assert table["text"].tolist() == ["push the cup", "open the drawer", "close the drawer", "wait"]

@@ -247,7 +247,14 @@ def test_a_strangers_parquet_has_no_metadata(tmp_path: Path) -> None:
 
 def test_walking_stays_inside_and_in_order(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
-    for path in (root / "b" / "2", root / "a", root / "b" / "1", root / ".hidden" / "x", root / ".y", outside / "secret"):
+    for path in (
+        root / "b" / "2",
+        root / "a",
+        root / "b" / "1",
+        root / ".hidden" / "x",
+        root / ".y",
+        outside / "secret",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     (root / "loop").symlink_to(root)

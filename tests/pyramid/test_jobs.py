@@ -36,7 +36,9 @@ def work(task: dict[str, Any]) -> Outcome:
 
 def units(folder: Path, names: str = "abcd", **tasks: dict[str, Any]) -> list[Unit]:
     base = {"folder": str(folder)}
-    return [Unit(name=n, digest=f"digest of {n}", task={**base, "name": n, **tasks.get(n, {})}, amount=1.0) for n in names]
+    return [
+        Unit(name=n, digest=f"digest of {n}", task={**base, "name": n, **tasks.get(n, {})}, amount=1.0) for n in names
+    ]
 
 
 def ran(folder: Path) -> list[str]:
@@ -176,9 +178,7 @@ def test_reasons_are_counted() -> None:
 
 
 def test_a_job_on_s3(s3: str) -> None:
-    plan = [
-        Unit(name=n, digest=n, task={"folder": f"{s3}/job", "name": n}, amount=1.0) for n in "ab"
-    ]
+    plan = [Unit(name=n, digest=n, task={"folder": f"{s3}/job", "name": n}, amount=1.0) for n in "ab"]
     first = run_job(plan, remote_work, folder=f"{s3}/job", label="test")
     assert first.skipped_done == 0
     assert run_job(plan, remote_work, folder=f"{s3}/job", label="test").skipped_done == 2

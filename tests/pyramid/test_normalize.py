@@ -65,7 +65,7 @@ def test_a_constant_dimension_is_zero_and_comes_back(kind: str, constant: float)
     values = np.stack([np.full(50, constant), np.arange(50.0)], 1)
     normalizer = fit_normalizer(values, kind)
     assert normalizer.scale[0] == 0
-    assert (normalizer.normalize(values + [1, 0])[:, 0] == 0).all()
+    assert (normalizer.normalize(values + np.array([1, 0]))[:, 0] == 0).all()
     assert (normalizer.denormalize(np.ones((3, 2)))[:, 0] == np.float32(constant)).all()
 
 

@@ -14,13 +14,23 @@ from pyramid.table import format_table
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (0.44, "0.4 s"), (9.94, "9.9 s"), (12.4, "12 s"), (59.4, "59 s"), (200, "3 min 20 s"), (18120, "5 h 02 min")],
+    [
+        (0, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.94, "9.9 s"),
+        (12.4, "12 s"),
+        (59.4, "59 s"),
+        (200, "3 min 20 s"),
+        (18120, "5 h 02 min"),
+    ],
 )
 def test_times(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3.2 * 2**20, "3.2 MiB"), (2**41, "2.0 TiB")])
+@pytest.mark.parametrize(
+    ("n", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3.2 * 2**20, "3.2 MiB"), (2**41, "2.0 TiB")]
+)
 def test_sizes(n: float, text: str) -> None:
     assert format_bytes(n) == text
 
@@ -34,7 +44,9 @@ def test_results_stay_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> Non
     assert captured.err == "hello\n"  # No bar where nobody looks, and no line before ten seconds.
 
 
-def test_a_line_every_ten_seconds_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_every_ten_seconds_off_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with Progress("pack", 40) as bar:

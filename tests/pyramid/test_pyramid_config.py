@@ -121,8 +121,12 @@ YAML_VALUES = st.recursive(
     | st.integers(-(10**12), 10**12)
     | st.floats(allow_nan=False)
     | st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12)
-    | st.sampled_from(["1e-4", "on", "yes", "3:20", "null", "~", "1_0", "=", "0x10", "2026-01-02", " ", "- a", "010", "1e5"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), inner, max_size=3),
+    | st.sampled_from(
+        ["1e-4", "on", "yes", "3:20", "null", "~", "1_0", "=", "0x10", "2026-01-02", " ", "- a", "010", "1e5"]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), inner, max_size=3)
+    ),
     max_leaves=10,
 )
 
@@ -200,7 +204,9 @@ OUTER = st.builds(
     kind=st.sampled_from(["one", "two"]),
     rate_hz=st.none() | st.floats(0.1, 1e6),
     inner=st.builds(Inner, width=st.integers(), names=st.lists(st.sampled_from(["a", "1e-4", "on", ""])).map(tuple)),
-    parts=st.dictionaries(st.from_regex(r"[a-z]{1,4}", fullmatch=True), st.builds(Inner, width=st.integers()), max_size=2),
+    parts=st.dictionaries(
+        st.from_regex(r"[a-z]{1,4}", fullmatch=True), st.builds(Inner, width=st.integers()), max_size=2
+    ),
 )
 
 

@@ -50,12 +50,12 @@ def test_another_process_with_another_hash_seed_draws_the_same() -> None:
 
 
 def test_no_global_state_is_touched_or_read() -> None:
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     before = rng(5, "x").random(3)
-    np.random.seed(1)  # noqa: NPY002
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(1)
+    state = np.random.get_state()[1].copy()
     assert (rng(5, "x").random(3) == before).all()
-    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == state).all()
 
 
 def test_torch_draws_are_keyed_too() -> None:

@@ -49,7 +49,13 @@ def test_keys(key: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["a-0123456789ab-000", "A-0123456789ab-0000", "a.b-0123456789ab-0000", "../a-0123456789ab-0000", "a-0123456789ab-0000\n"],
+    [
+        "a-0123456789ab-000",
+        "A-0123456789ab-0000",
+        "a.b-0123456789ab-0000",
+        "../a-0123456789ab-0000",
+        "a-0123456789ab-0000\n",
+    ],
 )
 def test_what_is_no_key(key: str) -> None:
     assert not KEY_PATTERN.fullmatch(key)
@@ -74,7 +80,15 @@ def test_a_chunk_is_a_matrix() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "Arm"}, {"name": ""}, {"state_dim": -1}, {"action_dim": 0}, {"horizon": 0}, {"rate_hz": 0.0}, {"rate_hz": math.nan}],
+    [
+        {"name": "Arm"},
+        {"name": ""},
+        {"state_dim": -1},
+        {"action_dim": 0},
+        {"horizon": 0},
+        {"rate_hz": 0.0},
+        {"rate_hz": math.nan},
+    ],
 )
 def test_a_body_without_size_is_refused(change: dict) -> None:
     assert Embodiment(**BODY).to_dict() == {**BODY, "label": "action"}

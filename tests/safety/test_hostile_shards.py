@@ -20,7 +20,7 @@ import pytest
 
 from pyramid import files
 from pyramid.errors import DataError, PyramidError, UnsafeInputError
-from pyramid.shards.layout import ACTION, INDEX_FILE, INDEX_SCHEMA, META, dump_array, load_array
+from pyramid.shards.layout import ACTION, INDEX_FILE, INDEX_SCHEMA, META, load_array
 from pyramid.shards.reader import Sample, ShardSet, parse_sample
 
 KEY = drawing.key_of(0)
@@ -121,7 +121,9 @@ def test_keys_are_never_paths(tmp_path: Path, key: str) -> None:
         ShardSet.open(folder_of(tmp_path, tar_of(*members), key)).read(0)
 
 
-@pytest.mark.parametrize("data", [b"", bytes(1024), b"not a tar" * 100, b"\x1f\x8b" + bytes(2000)], ids=["0 bytes", "zeros", "text", "gzip"])
+@pytest.mark.parametrize(
+    "data", [b"", bytes(1024), b"not a tar" * 100, b"\x1f\x8b" + bytes(2000)], ids=["0 bytes", "zeros", "text", "gzip"]
+)
 def test_what_is_no_tar_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(DataError, match=r"clips-000000\.tar|shards\.parquet"):
         ShardSet.open(folder_of(tmp_path, data)).read(0)

@@ -69,7 +69,9 @@ def test_a_shard_is_a_tar_that_plain_tools_read(tmp_path: Path) -> None:
     data = (tmp_path / "clips-000000.tar").read_bytes()
     with tarfile.open(tmp_path / "clips-000000.tar") as tar:
         entries = tar.getmembers()
-        assert [e.name for e in entries] == [f"{key}.{name}" for key, members in samples for name in MEMBERS if name in members]
+        assert [e.name for e in entries] == [
+            f"{key}.{name}" for key, members in samples for name in MEMBERS if name in members
+        ]
         assert all((e.mtime, e.uid, e.gid, e.uname, e.mode) == (0, 0, 0, "", 0o644) for e in entries)
         for key, members in samples:
             for name, content in members.items():
@@ -108,7 +110,7 @@ def test_what_no_reader_would_take_is_not_written(tmp_path: Path, samples: list,
 
 
 def test_objects_are_never_written() -> None:
-    with pytest.raises(ValueError, match="[Oo]bject"):
+    with pytest.raises(ValueError, match=r"[Oo]bject"):
         dump_array(np.array([{}], dtype=object))
     with pytest.raises(UnsafeInputError, match="plain numbers"):
         load_array(dump_array(np.array(["text"])), "a")

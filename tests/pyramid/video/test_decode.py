@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_stretches_side_by_side_hold_every_frame_once(tmp_path: Path) -> None:
         edges = [100 / float(rate) * i / 7 for i in range(8)]
         found = [
             n
-            for start, end in zip(edges, edges[1:], strict=False)
+            for start, end in itertools.pairwise(edges)
             for n in drawing.read_pictures(decode_source(str(path), DecodeRequest(start_s=start, end_s=end)).pixels)
         ]
         assert found == list(range(100))
@@ -228,6 +229,19 @@ def test_encoding_is_the_same_every_time_and_close_to_the_picture() -> None:
     assert set(range(0, 30, 5)) <= set(keys)
 
 
+@pytest.mark.parametrize("side", [16, 32, 48, 80])
+def test_encoding_does_not_depend_on_what_was_in_memory(tmp_path: Path, side: int) -> None:
+    path = str(drawing.write_video(tmp_path / "a.mp4", range(200, 214), rate=10))
+    frames = decode_source(path, DecodeRequest(size_px=(side, side))).pixels
+    found = set()
+    for turn in range(12):
+        decode_source(path, DecodeRequest(size_px=(side, side)))  # Leaves other bytes in the memory that is used next.
+        held = np.full(100_000 * (turn + 1), turn, np.uint8)
+        found.add(encode_mp4(frames, 10.0))
+        del held
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(
     "frames",
     [
@@ -257,7 +271,10 @@ def test_frames_that_are_not_there_are_refused(indices: list[int]) -> None:
 def test_streams_that_were_glued_together_are_refused(
     tmp_path: Path, size: tuple[int, int], reason: str, size_px: tuple[int, int] | None
 ) -> None:
-    parts = [drawing.write_video(tmp_path / "a.ts", range(10)), drawing.write_video(tmp_path / "b.ts", range(10), size=size)]
+    parts = [
+        drawing.write_video(tmp_path / "a.ts", range(10)),
+        drawing.write_video(tmp_path / "b.ts", range(10), size=size),
+    ]
     (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
     with pytest.raises(SkipItemError) as caught:
         decode_source(str(tmp_path / "both.ts"), DecodeRequest(size_px=size_px))

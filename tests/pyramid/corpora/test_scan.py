@@ -1,0 +1,275 @@
+"""Scanning: every video once, cut without gaps, bad ones named, the same manifest on every machine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import drawing
+import numpy as np
+import pytest
+
+from pyramid import files
+from pyramid.corpora.manifest import read_manifest, write_manifest
+from pyramid.corpora.scan import list_clips, scan
+from pyramid.corpora.source import ScanConfig, fingerprint, hold_out
+from pyramid.errors import ConfigError, DataError
+from pyramid.types import Clip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three videos of 2, 1 and 3 s in two folders, and files that are none."""
+    root = tmp_path / "videos"
+    for number, (name, n) in enumerate({"b/two.mp4": 20, "a.mkv": 10, "b/three.mp4": 30}.items()):
+        drawing.write_video(root / name, range(number * 100, number * 100 + n), rate=10)
+    (root / "notes.txt").write_text("no video")
+    (root / ".hidden.mp4").write_bytes(b"x")
+    return root
+
+
+def test_every_video_once_in_order(root: Path, tmp_path: Path) -> None:
+    result = scan("folder", str(root), out=str(tmp_path / "clips.parquet"))
+    clips = read_manifest(result.out)
+    assert [c.clip_id for c in clips] == ["folder/a.mkv#0.000", "folder/b/three.mp4#0.000", "folder/b/two.mp4#0.000"]
+    assert [round(c.duration_s, 2) for c in clips] == [1.0, 3.0, 2.0]
+    assert [c.video for c in clips] == [str(root / n) for n in ("a.mkv", "b/three.mp4", "b/two.mp4")]
+    assert result.clips == 3
+    assert result.hours == pytest.approx(6 / 3600, abs=1e-5)
+    assert result.skipped == {}
+
+
+def test_the_manifest_depends_on_the_files_alone(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "elsewhere")
+    here, there = (list_clips("folder", str(place), ScanConfig())[0] for place in (root, tmp_path / "elsewhere"))
+    assert [{**vars(c), "video": ""} for c in here] == [{**vars(c), "video": ""} for c in there]
+    for name in ("one", "two"):
+        scan("folder", str(root), out=str(tmp_path / name))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize("clip_s", [0.4, 0.7, 1.0, 2.9])
+def test_clips_lie_side_by_side_and_are_no_longer_than_asked(root: Path, clip_s: float) -> None:
+    clips, _ = list_clips("folder", str(root), ScanConfig(clip_s=clip_s))
+    for video in {c.video for c in clips}:
+        parts = [c for c in clips if c.video == video]
+        assert parts[0].start_s == 0
+        assert all(a.end_s == b.start_s for a, b in itertools.pairwise(parts))
+        assert parts[-1].end_s == pytest.approx({"a.mkv": 1, "two.mp4": 2, "three.mp4": 3}[Path(video).name], abs=2e-3)
+        assert max(c.duration_s for c in parts) <= clip_s + 2e-3
+    assert len({c.clip_id for c in clips}) == len(clips)
+
+
+def test_bad_files_are_named_and_the_others_kept(root: Path) -> None:
+    good = (root / "b" / "two.mp4").read_bytes()
+    (root / "empty.mp4").write_bytes(b"")
+    (root / "text.mp4").write_text("this is no video")
+    (root / "cut.mp4").write_bytes(good[:200])
+    (root / "copy.mp4").write_bytes(good)
+    drawing.write_sound(root / "sound.mp4")
+    drawing.write_video(root / "blink.mp4", [1], rate=100)
+    clips, skipped = list_clips("folder", str(root), ScanConfig())
+    assert {Path(q.item).name: q.reason for q in skipped} == {
+        "empty.mp4": "empty_file",
+        "text.mp4": "not_a_video",
+        "cut.mp4": "not_a_video",
+        "two.mp4": "duplicate",
+        "sound.mp4": "no_video_stream",
+        "blink.mp4": "too_short",
+    }
+    assert all(q.item in q.detail for q in skipped)
+    assert len(clips) == 3
+
+
+def test_a_true_rate_gives_the_true_length(root: Path) -> None:
+    clips, _ = list_clips("folder", str(root), ScanConfig(source_hz=5.0))
+    assert [round(c.duration_s, 3) for c in clips] == [2.0, 6.0, 4.0]
+    assert {c.source_hz for c in clips} == {5.0}
+
+
+def test_a_video_is_held_out_whole_and_the_same_every_time() -> None:
+    clips = [
+        Clip(clip_id=f"folder/v{v:03d}.mp4#{p}.000", corpus="folder", video=f"/x/v{v:03d}.mp4", start_s=p, end_s=p + 1)
+        for v in range(200)
+        for p in range(3)
+    ]
+    split = {c.clip_id: c.split for c in hold_out(clips, ScanConfig(val_share=0.2))}
+    per_video = [{split[f"folder/v{v:03d}.mp4#{p}.000"] for p in range(3)} for v in range(200)]
+    assert all(len(kinds) == 1 for kinds in per_video)
+    assert sum(kinds == {"val"} for kinds in per_video) == pytest.approx(40, abs=16)  # Three standard deviations.
+    some = hold_out(clips[150:300], ScanConfig(val_share=0.2))
+    assert {c.clip_id: c.split for c in some}.items() <= split.items()  # More videos move none.
+    assert {c.clip_id: c.split for c in hold_out(clips, ScanConfig(val_share=0.2, seed=1))} != split
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_few_videos_are_split_too(n: int) -> None:
+    clips = [Clip(clip_id=f"f/{i}#0.000", corpus="f", video=str(i), start_s=0, end_s=1) for i in range(n)]
+    for share in (0.0, 0.1, 0.99):
+        kinds = [c.split for c in hold_out(clips, ScanConfig(val_share=share))]
+        assert "train" in kinds
+        assert ("val" in kinds) == (n > 1 and share > 0)
+
+
+def test_captions_from_jsonl_and_csv(root: Path) -> None:
+    (root / "captions.jsonl").write_text(
+        '{"file": "b/two.mp4", "text": "pour \\"tea\\""}\n\n{"file": "x", "text": "y"}\n'
+    )
+    texts = {Path(c.video).name: (c.text, c.text_origin) for c in list_clips("folder", str(root), ScanConfig())[0]}
+    assert texts == {"two.mp4": ('pour "tea"', "caption"), "a.mkv": ("", ""), "three.mp4": ("", "")}
+    (root / "captions.jsonl").unlink()
+    (root / "captions.csv").write_text('file,text\na.mkv,"cut, then stir"\n')
+    texts = {Path(c.video).name: c.text for c in list_clips("folder", str(root), ScanConfig())[0]}
+    assert texts["a.mkv"] == "cut, then stir"
+
+
+@pytest.mark.parametrize(
+    "text", ["file\na.mkv\n", "file,text\na.mkv\n", "a.mkv,cut\nb.mp4,stir\n", "file,text\na.mkv," + "x" * 200_000]
+)
+def test_broken_tables_of_captions_are_named(root: Path, text: str) -> None:
+    (root / "captions.csv").write_text(text)
+    with pytest.raises(DataError, match=r"captions\.csv"):
+        list_clips("folder", str(root), ScanConfig())
+
+
+@pytest.mark.parametrize(
+    "line", ['{"file": "a.mkv", "text": null}', "{", "[]", '{"file": "a.mkv"}', '"x"', "[" * 100_000]
+)
+def test_broken_captions_are_named(root: Path, line: str) -> None:
+    (root / "captions.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=r"captions\.jsonl"):
+        list_clips("folder", str(root), ScanConfig())
+
+
+def test_generated_clips_carry_their_instruction(tmp_path: Path) -> None:
+    drawing.write_video(tmp_path / "3_push_the_cup.mp4", range(10), rate=10)
+    drawing.write_video(tmp_path / "noname.mp4", range(10, 20), rate=10)
+    clips, _ = list_clips("generated", str(tmp_path), ScanConfig())
+    assert [(c.text, c.text_origin) for c in clips] == [("push the cup", "file_name"), ("", "")]
+    assert {(c.tier, c.embodiment, c.corpus) for c in clips} == {("middle", "generated", "generated")}
+
+
+def test_robot_episodes_come_with_their_numbers(tmp_path: Path) -> None:
+    from pyramid.lerobot import EpisodeData, Layout, write_v21
+
+    layout = Layout(
+        fps=10.0,
+        robot_type="Test-Arm",
+        state_names=("x",),
+        action_names=("dx",),
+        cameras=("front", "wrist"),
+        height_px=32,
+        width_px=32,
+    )
+    column = np.arange(12, dtype=np.float32)[:, None]
+    data = (
+        EpisodeData(
+            state=column + e,
+            action=column - e,
+            frames={
+                c: drawing.pictures(range(e * 50 + k, e * 50 + k + 12), 32, 32) for k, c in enumerate(layout.cameras)
+            },
+            task="lift",
+        )
+        for e in range(2)
+    )
+    write_v21(str(tmp_path / "arm"), data, layout=layout, tasks=("lift",))
+    clips, skipped = list_clips("lerobot", str(tmp_path / "arm"), ScanConfig())
+    assert skipped == []
+    assert [(c.text, c.tier, c.embodiment, c.source_hz) for c in clips] == [("lift", "top", "test_arm", 10.0)] * 2
+    assert all(files.read_parquet(c.episode).num_rows == 12 for c in clips)
+    assert [round(c.duration_s, 6) for c in clips] == [1.2, 1.2]
+    wrist, _ = list_clips("lerobot", str(tmp_path / "arm"), ScanConfig(camera="observation.images.wrist"))
+    assert {c.video for c in wrist}.isdisjoint({c.video for c in clips})
+    with pytest.raises(ConfigError, match="no camera 'writs'"):
+        list_clips("lerobot", str(tmp_path / "arm"), ScanConfig(camera="writs"))
+
+
+def test_wrong_calls_are_refused(root: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "c.parquet")
+    (tmp_path / "nothing").mkdir()
+    for error, message, call in (
+        (
+            ConfigError,
+            "unknown kind of corpus 'foldr'; did you mean 'folder'",
+            lambda: scan("foldr", str(root), out=out),
+        ),
+        (ConfigError, "--out", lambda: scan("folder", str(root))),
+        (DataError, "is not there", lambda: scan("folder", str(root / "none"), out=out)),
+        (DataError, "is a file", lambda: scan("folder", str(root / "a.mkv"), out=out)),
+        (DataError, "no video file at all", lambda: scan("folder", str(tmp_path / "nothing"), out=out)),
+        (ConfigError, "min_clip_s", lambda: scan("folder", str(root), out=out, min_clip_s=30)),
+        (ConfigError, "val_share", lambda: scan("folder", str(root), out=out, val_share=1.0)),
+        (DataError, "Bad Name", lambda: scan("folder", str(root), out=out, corpus="Bad Name")),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    assert not Path(out).exists()
+    assert scan("folder", str(root), dry_run=True).clips == 3
+    assert scan("folder", str(root), out=out, limit=1).clips == 1
+
+
+def test_a_manifest_is_read_back_and_wrong_ones_are_named(tmp_path: Path) -> None:
+    clips = [
+        Clip(clip_id=f"f/{i}", corpus="f", video="v", start_s=i, end_s=i + 1, source_hz=[None, 5.0][i])
+        for i in range(2)
+    ]
+    path = str(tmp_path / "clips.parquet")
+    write_manifest(path, clips, {"tool": "x"})
+    assert read_manifest(path) == clips
+    table = files.read_parquet(path)
+    files.write_parquet(path, table.take([0, 0]))
+    with pytest.raises(DataError, match="row 1: the clip id 'f/0' stands twice"):
+        read_manifest(path)
+    for name, value, message in (
+        ("end_s", -1.0, "row 1"),
+        ("end_s", None, "row 1"),
+        ("tier", "x", "row 1"),
+        ("corpus", None, "row 1"),
+    ):
+        cells = table[name].to_pylist()
+        cells[1] = value
+        files.write_parquet(path, table.set_column(table.column_names.index(name), table.schema.field(name), [cells]))
+        with pytest.raises(DataError, match=message):
+            read_manifest(path)
+    files.write_parquet(path, table.drop_columns(["video"]))
+    with pytest.raises(DataError, match="no column video"):
+        read_manifest(path)
+    with pytest.raises(DataError, match="pyramid scan"):
+        read_manifest(str(tmp_path / "none"))
+
+
+def test_fingerprints_see_size_head_and_tail(tmp_path: Path) -> None:
+    data = bytearray(3 * 2**20)
+    seen = set()
+    for change in (None, 0, 2**20 - 1, 2 * 2**20, 3 * 2**20 - 1):
+        if change is not None:
+            data[change] ^= 1
+        (tmp_path / "f").write_bytes(data)
+        seen.add(fingerprint(str(tmp_path / "f")))
+    (tmp_path / "f").write_bytes(data + b"\0")
+    seen.add(fingerprint(str(tmp_path / "f")))
+    for small in (b"", b"a", b"ab"):
+        (tmp_path / "f").write_bytes(small)
+        seen.add(fingerprint(str(tmp_path / "f")))
+    assert len(seen) == 9
+
+
+def test_videos_with_equal_ends_are_told_apart_by_their_middles(tmp_path: Path) -> None:
+    """The fingerprint skips the middle of a long file; only the whole content makes a duplicate."""
+    path = drawing.write_video(tmp_path / "v" / "a.mp4", range(10), rate=10)
+    filler = b"\0\0\0\x08free"
+    ends = path.read_bytes() + filler * 150_000
+    for name, middle in (("a", b"AAAAAAAA"), ("b", b"BBBBBBBB")):
+        box = (len(middle) * 2 + 8).to_bytes(4, "big") + b"free" + middle * 2
+        (tmp_path / "v" / f"{name}.mp4").write_bytes(ends + box + filler * 150_000)
+    clips, skipped = list_clips("folder", str(tmp_path / "v"), ScanConfig())
+    assert (len(clips), skipped) == (2, [])
+
+
+def test_results_are_plain_data(root: Path, tmp_path: Path) -> None:
+    result = scan("folder", str(root), out=str(tmp_path / "c"))
+    json.dumps(vars(result))
+    assert "3 clips" in repr(result)
