@@ -17,7 +17,7 @@ import pyarrow as pa
 from neural_traj.clips import Candidate, open_clips
 from neural_traj.scores import score
 from neural_traj.verdict import JudgeConfig, objection
-from pyramid import files
+from pyramid import parquet
 from pyramid.config import provenance, resolve
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.jobs import Quarantined, count_reasons
@@ -111,9 +111,7 @@ def judge(
         if not rows:
             raise DataError(f"no clip of '{source}' could be scored: {'; '.join(item.detail for item in aside[:3])}")
         origin = provenance(config=cfg, inputs={"clips": candidates.digest})
-        files.write_parquet(
-            str(out), pa.Table.from_pylist(rows, SCHEMA), {**origin, "skipped": [vars(q) for q in aside]}
-        )
+        parquet.write(str(out), pa.Table.from_pylist(rows, SCHEMA), {**origin, "skipped": [vars(q) for q in aside]})
     against = Counter(row["reason"].split(" ")[0] for row in rows if row["verdict"] == DROP)
     return JudgeResult(
         clips=len(candidates.clips) if dry_run else len(rows),

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.shards.layout import ACTION, INDEX_FILE, INDEX_SCHEMA, META, STATE, TIMES, VIDEO, dump_array
 from pyramid.shards.writer import write_shard
 from pyramid.video.encode import encode_mp4
@@ -101,7 +101,7 @@ def write_episode(path: Path, n_rows: int, *, first: int = 0) -> Path:
     table = pa.table(
         {"observation.state": np.stack([rows, -rows], 1).tolist(), "action": np.stack([rows] * 3, 1).tolist()}
     )
-    files.write_parquet(path, table)
+    parquet.write(path, table)
     return path
 
 
@@ -168,7 +168,7 @@ def write_shards(
             }
         written = write_shard(str(folder / f"clips-{number:06d}.tar"), samples)
         rows += [{**facts[row["key"]], **row} for row in written]
-    files.write_parquet(folder / INDEX_FILE, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), {})
+    parquet.write(folder / INDEX_FILE, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), {})
     return str(folder)
 
 

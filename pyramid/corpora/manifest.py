@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError
 from pyramid.types import Clip
 
@@ -21,7 +21,7 @@ SCHEMA = pa.schema([(name, pa.float64() if name in _FLOATS else pa.string()) for
 def write_manifest(path: str, clips: Sequence[Clip], metadata: dict[str, Any]) -> None:
     """Writes clips in the order given, with provenance as the file's metadata."""
     rows = [{name: getattr(clip, name) for name in Clip.columns()} for clip in clips]
-    files.write_parquet(path, pa.Table.from_pylist(rows, schema=SCHEMA), metadata)
+    parquet.write(path, pa.Table.from_pylist(rows, schema=SCHEMA), metadata)
 
 
 def read_manifest(path: str) -> list[Clip]:
@@ -32,7 +32,7 @@ def read_manifest(path: str) -> list[Clip]:
     """
     if not files.exists(path):
         raise DataError(f"no clip manifest '{path}'; make one: pyramid scan folder VIDEOS --out {path}")
-    table = files.read_parquet(path, Clip.columns())
+    table = parquet.read(path, Clip.columns())
     clips: list[Clip] = []
     seen: set[str] = set()
     for number, row in enumerate(table.to_pylist()):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.config import provenance, resolve
 from pyramid.errors import DataError, SkipItemError
 from pyramid.jobs import Outcome, Quarantined, Unit, count_reasons, pending, run_job
@@ -155,6 +155,7 @@ def _plan(shards: ShardSet, labeler: Labeler, config: LabelConfig, *, name: str,
             "device": config.device,
             "batch_clips": config.batch_clips,
             "out": out,
+            "index": shards.digest,
             "metadata": metadata,
         }
         frames = float(sum(shards.rows[i]["frames"] for i in shards.of_shard(shard)))
@@ -188,7 +189,7 @@ def _cached_shards(folder: str, _digest: str) -> ShardSet:
 def label_shard(task: Mapping[str, Any]) -> Outcome:
     """Labels one shard; runs in a worker. Clips that cannot be read or labelled are set aside by name."""
     labeler = _cached_labeler(task["labeler"], task["model"], task["device"])
-    shards = _cached_shards(task["folder"], task["metadata"]["index_digest"])
+    shards = _cached_shards(task["folder"], task["index"])
     aside: list[Quarantined] = []
     tables: list[pa.Table] = []
     for batch in _batches(shards, task["shard"], task["batch_clips"], aside):
@@ -197,7 +198,7 @@ def label_shard(task: Mapping[str, Any]) -> Outcome:
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     name = table_name(task["shard"])
     # One chunk, so that the bytes do not show how the clips were batched.
-    files.write_parquet(files.join(task["out"], name), table.combine_chunks(), task["metadata"])
+    parquet.write(files.join(task["out"], name), table.combine_chunks(), task["metadata"])
     return Outcome(facts={"clips": len(tables), "rows": table.num_rows}, output=name, quarantined=tuple(aside))
 
 

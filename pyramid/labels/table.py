@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError, SkipItemError
 from pyramid.labels.protocol import BASE_FIELDS
 from pyramid.shards.layout import table_name
@@ -87,7 +87,7 @@ class LabelRun:
             path = files.join(folder, table_name(shard))
             if not files.exists(path):
                 raise DataError(f"'{folder}' has no labels for {shard}; run 'pyramid label' again")
-            found = files.parquet_metadata(path)
+            found = parquet.metadata(path)
             if found.get("index_digest") != shards.shard_digest(shard):
                 raise DataError(f"'{path}' labels other shards than those in '{shards.folder}' now; label again")
             metadata = metadata or found
@@ -97,4 +97,4 @@ class LabelRun:
 
     def table(self, shard: str) -> pa.Table:
         """Reads the table of one shard."""
-        return files.read_parquet(files.join(self.folder, table_name(shard)))
+        return parquet.read(files.join(self.folder, table_name(shard)))

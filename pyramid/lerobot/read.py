@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError
 from pyramid.lerobot import schema
 from pyramid.lerobot.schema import ACTION_KEY, STATE_KEY
@@ -244,7 +244,7 @@ def read_rows(path: str, fps: float, *, state_key: str = STATE_KEY, action_key: 
         state_key: the state's column.
         action_key: the action's column.
     """
-    table = files.read_parquet(path)
+    table = parquet.read(path)
     if table.num_rows == 0:
         raise DataError(f"{path}: holds no rows")
     state, action = _vectors(table, state_key, path), _vectors(table, action_key, path)

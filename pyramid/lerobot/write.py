@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError
 from pyramid.lerobot import schema, stats
 from pyramid.lerobot.schema import ACTION_KEY, STATE_KEY, Layout
@@ -94,7 +94,7 @@ class EpisodeWriter:
         path = self.data_path(index)
         table = self._table(index, episode, first_frame)
         facts = {"task": episode.task, "stats": self._statistics(table, episode), "facts": dict(episode.facts)}
-        files.write_parquet(path, table, facts)
+        parquet.write(path, table, facts)
         return path
 
     def _check(self, index: int, episode: EpisodeData) -> None:
@@ -147,7 +147,7 @@ class EpisodeWriter:
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _STATISTICS_COLUMNS}
         for index in range(n_episodes):
             path = self.data_path(index)
-            table, kept = files.read_parquet(path), files.parquet_metadata(path)
+            table, kept = parquet.read(path), parquet.metadata(path)
             if table["index"][0].as_py() != n_frames:
                 raise DataError(f"{path}: starts at index {table['index'][0]}, {n_frames} frames come before it")
             rows.append({"episode_index": index, "tasks": [kept["task"]], "length": table.num_rows})

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.config import from_dict, provenance, resolve, to_dict
 from pyramid.corpora.manifest import read_manifest
 from pyramid.errors import ConfigError, DataError, SkipItemError
@@ -322,7 +322,7 @@ def _finish(report: JobReport, out: str, config: PackConfig, clips: Sequence[Cli
         raise DataError(f"none of {len(clips)} clips could be packed: {details}")
     source = provenance(config=config, inputs={"clips": files.digest([clip.content for clip in clips])})
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    files.write_parquet(files.join(out, INDEX_FILE), index, {**source, "quarantined": [vars(q) for q in aside]})
+    parquet.write(files.join(out, INDEX_FILE), index, {**source, "quarantined": [vars(q) for q in aside]})
     sizes = {row["shard"]: row["shard_bytes"] for row in rows}
     fresh = sum(row["frames"] for row in rows) if report.skipped_done < len(report.outcomes) else 0
     return PackResult(

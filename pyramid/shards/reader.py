@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError, UnsafeInputError
 from pyramid.shards.layout import (
     ACTION,
@@ -105,8 +105,8 @@ class ShardSet:
             raise DataError(
                 f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
             )
-        index = _checked(files.read_parquet(path, INDEX_SCHEMA.names), path)
-        return cls(str(folder), index, files.parquet_metadata(path))
+        index = _checked(parquet.read(path, INDEX_SCHEMA.names), path)
+        return cls(str(folder), index, parquet.metadata(path))
 
     def __len__(self) -> int:
         return int(self.index.num_rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import ConfigError, DataError, ExitCode, PyramidError
 from pyramid.jobs import RECEIPTS, Quarantined
 from pyramid.progress import Progress
@@ -122,9 +122,9 @@ def _table_fault(found: ShardSet, path: str, name: str) -> str:
     if shard is None:
         return "there is no shard of this number"
     try:
-        if files.parquet_metadata(path).get("index_digest") != found.shard_digest(shard):
+        if parquet.metadata(path).get("index_digest") != found.shard_digest(shard):
             return f"made for another {shard} than the one here; label again"
-        table = files.read_parquet(path, ["key", "t_s"])
+        table = parquet.read(path, ["key", "t_s"])
     except DataError as error:
         return str(error)
     strangers = set(pc.unique(table["key"]).to_pylist()) - {found.rows[i]["key"] for i in found.of_shard(shard)}
@@ -142,4 +142,4 @@ def _set_aside(found: ShardSet, names: list[str], shards: set[str]) -> None:
         files.remove(source.parent / RECEIPTS / receipt)
     if shards:
         kept = found.index.filter(pc.invert(pc.is_in(found.index["shard"], pc.cast(list(shards), "string"))))
-        files.write_parquet(files.join(found.folder, INDEX_FILE), kept, found.metadata)
+        parquet.write(files.join(found.folder, INDEX_FILE), kept, found.metadata)

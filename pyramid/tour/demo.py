@@ -61,6 +61,8 @@ def demo(
     cfg = resolve(DemoConfig, config, **options)
     if files.is_remote(out):
         raise ConfigError("the demo writes to a local folder; the verbs by themselves also write to s3://")
+    if videos is not None:
+        scan("folder", videos, dry_run=True)  # Refuse a bad folder before anything is made.
     return _Demo(files.make_dirs(out), videos, cfg, workers, resume).run()
 
 
@@ -83,8 +85,6 @@ class _Demo:
 
     def run(self) -> DemoResult:
         start = time.monotonic()
-        if self.videos is not None:
-            scan("folder", self.videos, dry_run=True)  # Refuse a bad folder before minutes are spent.
         self._make_input()
         scans, packs = self._scan(), self._pack()
         self._train_labelers()

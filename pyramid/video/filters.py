@@ -114,7 +114,7 @@ def score_clip(frames: Frames) -> ClipScores:
         mad_median=round(float(np.median(mad)), 3) if len(mad) else 0.0,
         cuts=tuple(cut for cut in find_cuts(mad) if whole[cut - 1]),
         damaged=damaged,
-        repeat_share=round(float((mad[whole] < FROZEN_MAD).mean()), 4) if whole.any() and np.median(mad) > 1 else 0.0,
+        repeat_share=repeat_share(mad[whole]),
         border=black_border(luma),
         black_quadrant=has_black_quadrant(luma),
         rate_hz=round(1 / typical, 4) if typical else 0.0,
@@ -123,6 +123,14 @@ def score_clip(frames: Frames) -> ClipScores:
         camera_px=camera_shift(luma, first, second),
         edge_change=edge_change(luma, first, second),
     )
+
+
+def repeat_share(mad: NDArray[np.float32]) -> float:
+    """Returns the share of frames that repeat the one before; 0 for a clip that hardly moves in between either."""
+    frozen = mad < FROZEN_MAD
+    if frozen.all() or np.median(mad[~frozen]) <= 1:
+        return 0.0
+    return round(float(frozen.mean()), 4)
 
 
 def pairs_at_gap(times_s: NDArray[np.float64], gap_s: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -24,6 +24,7 @@ FLOORS = {
     "pyramid.rng": 0,
     "pyramid.jobs": 0,
     "pyramid.progress": 0,
+    "pyramid.parquet": 0,
     "pyramid.table": 0,
     "pyramid.verbs": 0,
     "pyramid.normalize": 0,

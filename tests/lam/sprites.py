@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pyramid import files
+from pyramid import parquet
 from pyramid.rng import rng
 from pyramid.shards.layout import ACTION, INDEX_FILE, INDEX_SCHEMA, META, STATE, TIMES, VIDEO, dump_array
 from pyramid.shards.reader import Sample
@@ -76,7 +76,7 @@ def write_shards(folder: Path, samples: list[Sample]) -> str:
         for sample in samples
     ]
     table = pa.Table.from_pylist([{**f, **r} for f, r in zip(facts, rows, strict=True)], schema=INDEX_SCHEMA)
-    files.write_parquet(folder / INDEX_FILE, table, {})
+    parquet.write(folder / INDEX_FILE, table, {})
     return str(folder)
 
 

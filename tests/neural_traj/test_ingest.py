@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neural_traj.ingest import ingest
-from pyramid import files
+from pyramid import parquet
 from pyramid.corpora.manifest import read_manifest
 from pyramid.errors import ConfigError, DataError
 
@@ -33,7 +33,7 @@ def test_copies_and_nameless_clips_are_set_aside(folder: Path, tmp_path: Path) -
     assert aside["no_instruction"].item == str(folder / "14_0_multiview.mp4")
     assert "7_push_the_cup_again" in aside["duplicate"].detail
     assert [clip.text for clip in read_manifest(result.out)] == ["push the cup", "close the drawer", "wait"]
-    told = files.parquet_metadata(result.out)["skipped"]
+    told = parquet.metadata(result.out)["skipped"]
     assert sorted(item["reason"] for item in told) == ["duplicate", "no_instruction", "not_a_video"]
 
 

@@ -12,7 +12,7 @@ from neural_traj.ingest import ingest
 from neural_traj.judge import SCHEMA, judge
 from neural_traj.scores import ClipScores
 from neural_traj.verdict import JudgeConfig, objection
-from pyramid import files
+from pyramid import parquet
 from pyramid.errors import ConfigError, DataError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -65,7 +65,7 @@ def test_a_folder_is_judged(folder: Path, tmp_path: Path) -> None:
     assert table["reason"].str.split(" ").str[0].tolist() == ["", "", "flicker", "frozen_share"]
     assert table["frames"].tolist() == [24] * 4
     assert table["duration_s"].tolist() == pytest.approx([23 / 8] * 4, abs=1e-3)
-    kept = files.parquet_metadata(out)
+    kept = parquet.metadata(out)
     assert kept["config"]["max_flicker"] == 2.0
     assert [item["reason"] for item in kept["skipped"]] == ["not_a_video"]
 

@@ -16,7 +16,7 @@ import drawing
 import pytest
 
 from pyramid import __all__ as functions
-from pyramid import __version__, command
+from pyramid import __version__, command, parquet
 from pyramid.cli import find_verb, main, overview
 from pyramid.config import load_yaml, presets, resolve, to_dict
 from pyramid.corpora.source import ScanConfig
@@ -192,9 +192,8 @@ def test_options_of_the_command_line_win_over_the_file(run: Run, videos: Path, t
     (tmp_path / "c.yaml").write_text("size_px: 64\ncrf: 30\n")
     run("scan", "folder", videos, "--out", tmp_path / "clips.parquet")
     run("pack", tmp_path / "clips.parquet", "--out", tmp_path / "o", "--config", tmp_path / "c.yaml", "--size-px", "32")
-    from pyramid import files
 
-    config = files.parquet_metadata(tmp_path / "o" / "shards.parquet")["config"]
+    config = parquet.metadata(tmp_path / "o" / "shards.parquet")["config"]
     assert config == to_dict(PackConfig(size_px=32, crf=30))
 
 

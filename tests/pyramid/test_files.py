@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError, OutputError, UnsafeInputError
 
 PLACES = ("local", "s3")
@@ -74,7 +74,7 @@ def test_what_is_written_is_read(place: str) -> None:
 
 def test_what_is_not_there_is_named(place: str) -> None:
     path = files.join(place, "nothing.json")
-    for read in (files.read_bytes, files.read_json, files.size_bytes, files.sha256_file, files.read_parquet):
+    for read in (files.read_bytes, files.read_json, files.size_bytes, files.sha256_file, parquet.read):
         with pytest.raises(DataError, match=r"nothing\.json"):
             read(path)
     with pytest.raises(DataError, match=r"nothing\.json"):
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_table(tmp_path: Path) -> None:
     table = pa.table({"x": list(range(100_000))})
     with largest_file(10_000), pytest.raises(OutputError):
-        files.write_parquet(tmp_path / "t.parquet", table, {"a": 1})
+        parquet.write(tmp_path / "t.parquet", table, {"a": 1})
     assert all_names(str(tmp_path)) == []
 
 
@@ -223,26 +223,26 @@ def test_parquet_keeps_rows_types_and_metadata(place: str) -> None:
         }
     )
     path = files.join(place, "t.parquet")
-    files.write_parquet(path, table, {"labeler": "lam", "n": 3})
-    found = files.read_parquet(path)
+    parquet.write(path, table, {"labeler": "lam", "n": 3})
+    found = parquet.read(path)
     assert found.equals(table)
     assert found.schema.equals(table.schema)
-    assert files.read_parquet(path, ["x"]).column_names == ["x"]
-    assert files.parquet_metadata(path) == {"labeler": "lam", "n": 3}
+    assert parquet.read(path, ["x"]).column_names == ["x"]
+    assert parquet.metadata(path) == {"labeler": "lam", "n": 3}
     with pytest.raises(DataError, match="no column y"):
-        files.read_parquet(path, ["x", "y"])
+        parquet.read(path, ["x", "y"])
 
 
 def test_parquet_bytes_are_a_function_of_the_content(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        files.write_parquet(tmp_path / name, pa.table({"x": [1, 2, 3]}), {"b": 1, "a": 2})
+        parquet.write(tmp_path / name, pa.table({"x": [1, 2, 3]}), {"b": 1, "a": 2})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert pq.read_metadata(tmp_path / "a").row_group(0).column(0).compression == "ZSTD"
 
 
 def test_a_strangers_parquet_has_no_metadata(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "t.parquet")
-    assert files.parquet_metadata(tmp_path / "t.parquet") == {}
+    assert parquet.metadata(tmp_path / "t.parquet") == {}
 
 
 def test_walking_stays_inside_and_in_order(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError, PyramidError, UnsafeInputError
 from pyramid.shards.layout import ACTION, INDEX_FILE, INDEX_SCHEMA, META, load_array
 from pyramid.shards.reader import Sample, ShardSet, parse_sample
@@ -72,7 +72,7 @@ def folder_of(path: Path, data: bytes, key: str = KEY) -> str:
     row |= {"shard": "clips-000000.tar", "key": key, "offset": 0, "size": len(data), "sha256": sha, "frames": 4}
     row |= {"rate_hz": 10.0, "split": "train", "embodiment": "arm", "duration_s": 0.4, "action_dim": 2, "state_dim": 1}
     row |= {"shard_sha256": sha, "shard_bytes": len(data), "clip_id": "x", "corpus": "drawn", "tier": "top", "text": ""}
-    files.write_parquet(path / INDEX_FILE, pa.Table.from_pylist([row], schema=INDEX_SCHEMA), {})
+    parquet.write(path / INDEX_FILE, pa.Table.from_pylist([row], schema=INDEX_SCHEMA), {})
     return str(path)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pyramid import files
+from pyramid import parquet
 from pyramid.config import load_config_file, load_yaml, resolve
 from pyramid.corpora.manifest import SCHEMA, read_manifest
 from pyramid.corpora.source import ScanConfig
@@ -105,8 +105,8 @@ def test_parquet_that_says_it_is_large_is_refused(tmp_path: Path) -> None:
     path = bomb(tmp_path / "t.parquet", pa.table({"x": pa.array([0.0] * 2_000_000)}), use_dictionary=False)
     assert path.stat().st_size < 100_000
     with pytest.raises(UnsafeInputError, match="unpacks to"):
-        files.read_parquet(path, max_bytes=10**7)
-    assert files.read_parquet(path).num_rows == 2_000_000
+        parquet.read(path, max_bytes=10**7)
+    assert parquet.read(path).num_rows == 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_parquet_that_is_small_until_it_is_read_is_refused(tmp_path: Path, colum
     path = bomb(tmp_path / "t.parquet", pa.table({"x": column}))
     assert path.stat().st_size < 1_000_000
     with pytest.raises(UnsafeInputError, match="unpacks to"):
-        files.read_parquet(path, max_bytes=10**7)
+        parquet.read(path, max_bytes=10**7)
 
 
 READ_BOMB = """
 import resource, sys
-from pyramid import files
+from pyramid import parquet
 from pyramid.errors import UnsafeInputError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try: files.read_parquet(sys.argv[1])
+try: parquet.read(sys.argv[1])
 except UnsafeInputError: print("refused", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -159,8 +159,8 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path, data: bytes) -> None:
     for name in ("clips.parquet", "shards.parquet"):
         (tmp_path / name).write_bytes(data)
     for read in (
-        lambda: files.read_parquet(tmp_path / "clips.parquet"),
-        lambda: files.parquet_metadata(tmp_path / "clips.parquet"),
+        lambda: parquet.read(tmp_path / "clips.parquet"),
+        lambda: parquet.metadata(tmp_path / "clips.parquet"),
         lambda: read_manifest(str(tmp_path / "clips.parquet")),
         lambda: ShardSet.open(str(tmp_path)),
     ):
@@ -173,10 +173,10 @@ def test_metadata_that_is_no_json_is_refused_or_nothing(tmp_path: Path, value: b
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({b"latent_pyramid": value}), path)
     if value == b"3":
-        assert files.parquet_metadata(path) == {}
+        assert parquet.metadata(path) == {}
     else:
         with pytest.raises(DataError, match=r"t\.parquet"):
-            files.parquet_metadata(path)
+            parquet.metadata(path)
 
 
 @pytest.mark.parametrize(

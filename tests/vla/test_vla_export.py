@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,9 +93,13 @@ def _equal(model, weight):
     return [name for name, array in arrays.items() if same(array)]
 
 
-def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(checkpoint, exported, tmp_path):
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(checkpoint, exported, tmp_path, hash_seed):
+    """Whatever order Python's sets have there."""
     code = "import sys; from vla.deploy.export import export; export(sys.argv[1], out=sys.argv[2], embodiment='arm')"
-    subprocess.run([sys.executable, "-c", code, checkpoint, str(tmp_path)], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-c", code, checkpoint, str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == Path(exported.out, name).read_bytes(), name
 

@@ -120,6 +120,8 @@ def _strip(model: onnx.ModelProto) -> None:
         function.doc_string = ""
         del function.metadata_props[:]
         _strip_items(function.node)
+        for node in function.node:
+            _sort_attributes(node)
 
 
 def _strip_graph(graph: Any) -> None:
@@ -128,14 +130,22 @@ def _strip_graph(graph: Any) -> None:
     for items in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
         _strip_items(items)
     for node in graph.node:
+        _sort_attributes(node)
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _strip_graph(attribute.g)
 
 
+def _sort_attributes(node: Any) -> None:
+    # Some come out of a set, whose order depends on the process's hash seed.
+    ordered = sorted(node.attribute, key=lambda attribute: str(attribute.name))
+    del node.attribute[:]
+    node.attribute.extend(ordered)
+
+
 def _strip_items(items: Sequence[Any]) -> None:
     for item in items:
-        item.doc_string = ""
+        item.ClearField("doc_string")
         del item.metadata_props[:]
 
 

@@ -11,7 +11,7 @@ import drawing
 import numpy as np
 import pytest
 
-from pyramid import files
+from pyramid import parquet
 from pyramid.corpora.manifest import read_manifest, write_manifest
 from pyramid.corpora.scan import list_clips, scan
 from pyramid.corpora.source import ScanConfig, fingerprint, hold_out
@@ -179,7 +179,7 @@ def test_robot_episodes_come_with_their_numbers(tmp_path: Path) -> None:
     clips, skipped = list_clips("lerobot", str(tmp_path / "arm"), ScanConfig())
     assert skipped == []
     assert [(c.text, c.tier, c.embodiment, c.source_hz) for c in clips] == [("lift", "top", "test_arm", 10.0)] * 2
-    assert all(files.read_parquet(c.episode).num_rows == 12 for c in clips)
+    assert all(parquet.read(c.episode).num_rows == 12 for c in clips)
     assert [round(c.duration_s, 6) for c in clips] == [1.2, 1.2]
     wrist, _ = list_clips("lerobot", str(tmp_path / "arm"), ScanConfig(camera="observation.images.wrist"))
     assert {c.video for c in wrist}.isdisjoint({c.video for c in clips})
@@ -219,8 +219,8 @@ def test_a_manifest_is_read_back_and_wrong_ones_are_named(tmp_path: Path) -> Non
     path = str(tmp_path / "clips.parquet")
     write_manifest(path, clips, {"tool": "x"})
     assert read_manifest(path) == clips
-    table = files.read_parquet(path)
-    files.write_parquet(path, table.take([0, 0]))
+    table = parquet.read(path)
+    parquet.write(path, table.take([0, 0]))
     with pytest.raises(DataError, match="row 1: the clip id 'f/0' stands twice"):
         read_manifest(path)
     for name, value, message in (
@@ -231,10 +231,10 @@ def test_a_manifest_is_read_back_and_wrong_ones_are_named(tmp_path: Path) -> Non
     ):
         cells = table[name].to_pylist()
         cells[1] = value
-        files.write_parquet(path, table.set_column(table.column_names.index(name), table.schema.field(name), [cells]))
+        parquet.write(path, table.set_column(table.column_names.index(name), table.schema.field(name), [cells]))
         with pytest.raises(DataError, match=message):
             read_manifest(path)
-    files.write_parquet(path, table.drop_columns(["video"]))
+    parquet.write(path, table.drop_columns(["video"]))
     with pytest.raises(DataError, match="no column video"):
         read_manifest(path)
     with pytest.raises(DataError, match="pyramid scan"):

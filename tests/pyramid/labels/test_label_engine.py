@@ -9,7 +9,7 @@ import drawing
 import killing
 import pytest
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import ConfigError, DataError
 from pyramid.labels.engine import label
 from pyramid.labels.protocol import Labeler, labeler_names, load_labeler
@@ -66,7 +66,7 @@ def test_tables_say_where_they_come_from(shards: str, model: Model) -> None:
     assert result.out == files.join(shards, "labels", "truth")
     opened = ShardSet.open(shards)
     for shard in opened.shards:
-        metadata = files.parquet_metadata(files.join(result.out, shard.replace(".tar", ".parquet")))
+        metadata = parquet.metadata(files.join(result.out, shard.replace(".tar", ".parquet")))
         assert metadata["index_digest"] == opened.shard_digest(shard)
         assert metadata["labeler_digest"] == files.digest({})
         assert metadata["config"] == {"unit": "number", "rate_hz": 10.0}

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyramid import files
+from pyramid import parquet
 from pyramid.errors import DataError
 from pyramid.lerobot import EpisodeData, EpisodeWriter, Layout, write_v21
 
@@ -111,7 +111,7 @@ def test_episodes_may_come_in_any_order(written: Path, tmp_path: Path, layout: L
 
 
 def test_facts_stay_with_the_episode(written: Path) -> None:
-    kept = files.parquet_metadata(written / "data" / "chunk-000" / "episode_000002.parquet")
+    kept = parquet.metadata(written / "data" / "chunk-000" / "episode_000002.parquet")
     assert kept["facts"] == {"seed": 2}
     assert kept["task"] == TASKS[0]
 

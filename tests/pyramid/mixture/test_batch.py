@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pyramid import files
+from pyramid import parquet
 from pyramid.config import dump_yaml
 from pyramid.errors import DataError
 from pyramid.labels.protocol import BASE_FIELDS
@@ -47,7 +47,7 @@ def label_tables(shards: str, *, use: str, gap_s: float = 0.2, **metadata: objec
                 rows.append({**base, "latent": latent_of(number), "codes": [0, 1], "action": [number, 0.5]})
         facts = {"index_digest": opened.shard_digest(shard), "labeler_digest": "model", "config": metadata}
         out = f"{shards}/labels/{use}/{shard.replace('.tar', '.parquet')}"
-        files.write_parquet(out, pa.Table.from_pylist(rows, schema=schema), facts)
+        parquet.write(out, pa.Table.from_pylist(rows, schema=schema), facts)
     return f"{shards}/labels/{use}"
 
 
@@ -302,14 +302,14 @@ def test_labels_that_make_no_actions_are_refused(tmp_path: Path, column: str, va
     videos = drawing.write_shards(tmp_path / "videos", [3, 3], actions=False)
     labels = label_tables(videos, use="latent")
     table_path = f"{labels}/clips-000000.parquet"
-    table, metadata = files.read_parquet(table_path), files.parquet_metadata(table_path)
+    table, metadata = parquet.read(table_path), parquet.metadata(table_path)
     place = table.column_names.index(column)
     if value is None:
         table = table.remove_column(place)
     else:
         field = table.schema.field(column)
         table = table.set_column(place, field, pa.array([value] * table.num_rows, field.type))
-    files.write_parquet(table_path, table, metadata)
+    parquet.write(table_path, table, metadata)
     source = {"shards": videos, "use": "latent", "labels": labels}
     (tmp_path / "mix.yaml").write_text(dump_yaml({"tiers": {"base": {"weight": 1, "sources": {"x": source}}}}))
     with pytest.raises(DataError, match="source 'x'"):

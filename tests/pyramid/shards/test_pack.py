@@ -16,7 +16,7 @@ import killing
 import numpy as np
 import pytest
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.corpora.scan import scan
 from pyramid.errors import ConfigError, DataError
 from pyramid.shards.layout import INDEX_FILE
@@ -135,7 +135,7 @@ def test_bad_videos_are_set_aside_by_name_and_the_others_packed(tmp_path: Path) 
     assert sum(result.quarantined.values()) == 1
     assert "b.mp4" in result.items[0].detail
     assert result.items[0].item == "folder/b.mp4#0.000"
-    assert files.parquet_metadata(tmp_path / "out" / INDEX_FILE)["quarantined"] == [vars(result.items[0])]
+    assert parquet.metadata(tmp_path / "out" / INDEX_FILE)["quarantined"] == [vars(result.items[0])]
     shards = ShardSet.open(str(tmp_path / "out"))
     assert [row["clip_id"] for row in shards.rows] == ["folder/a.mp4#0.000", "folder/c.mp4#0.000"]
     # The video is mended: it is tried again when asked for.

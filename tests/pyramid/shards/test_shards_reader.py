@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError, PyramidError
 from pyramid.shards.layout import INDEX_FILE
 from pyramid.shards.reader import ShardSet
@@ -116,11 +116,11 @@ def test_shards_on_s3(tmp_path: Path, s3: str) -> None:
 def altered(folder: str, name: str, value: object, row: int = 0) -> None:
     """Writes another value into one cell of the index."""
     path = Path(folder, INDEX_FILE)
-    table = files.read_parquet(path)
+    table = parquet.read(path)
     cells = table[name].to_pylist()
     cells[row] = value
     column = pa.array(cells, table.schema.field(name).type)
-    files.write_parquet(path, table.set_column(table.column_names.index(name), name, column), {})
+    parquet.write(path, table.set_column(table.column_names.index(name), name, column), {})
 
 
 @pytest.mark.parametrize(
@@ -153,22 +153,22 @@ def test_an_index_that_lies_is_refused(folder: str, name: str, value: object) ->
 
 def test_an_index_with_other_columns_is_refused(folder: str) -> None:
     path = Path(folder, INDEX_FILE)
-    table = files.read_parquet(path)
-    files.write_parquet(path, table.drop_columns(["sha256"]))
+    table = parquet.read(path)
+    parquet.write(path, table.drop_columns(["sha256"]))
     with pytest.raises(DataError, match="no column sha256"):
         ShardSet.open(folder)
     for name in ("offset", "shard", "rate_hz"):
         wrong = table.set_column(table.column_names.index(name), name, pa.array([[1]] * 5))
-        files.write_parquet(path, wrong)
+        parquet.write(path, wrong)
         with pytest.raises(DataError, match=rf"shards\.parquet.*{name}"):
             ShardSet.open(folder)
 
 
 def test_more_columns_and_wider_types_are_read(folder: str) -> None:
     path = Path(folder, INDEX_FILE)
-    table = files.read_parquet(path).append_column("mine", pa.array(range(5)))
+    table = parquet.read(path).append_column("mine", pa.array(range(5)))
     wide = table.set_column(0, "shard", table["shard"].cast(pa.large_string()))
-    files.write_parquet(path, wide)
+    parquet.write(path, wide)
     assert len(ShardSet.open(folder).read(4)) == 6
 
 

@@ -8,7 +8,7 @@ import drawing
 import pyarrow as pa
 import pytest
 
-from pyramid import files
+from pyramid import parquet
 from pyramid.errors import ConfigError, DataError, ExitCode
 from pyramid.shards.reader import ShardSet
 from pyramid.shards.verify import QUARANTINE, verify
@@ -27,7 +27,7 @@ def label_run(folder: Path, key: str | None = None) -> Path:
     for i, shard in enumerate(shards.shards):
         table = pa.table({"key": [key or shards.rows[2 * i]["key"]], "t_s": [0.0]})
         path = folder / "labels" / "run" / shard.replace(".tar", ".parquet")
-        files.write_parquet(path, table, {"index_digest": shards.shard_digest(shard)})
+        parquet.write(path, table, {"index_digest": shards.shard_digest(shard)})
     return folder / "labels" / "run"
 
 
@@ -76,8 +76,8 @@ def test_a_bad_shard_is_named_and_set_aside(folder: Path, damage, reason: str) -
 def test_bad_label_tables_are_named(folder: Path) -> None:
     run = label_run(folder)
     (run / "clips-000000.parquet").write_bytes(b"no parquet")
-    files.write_parquet(run / "clips-000001.parquet", pa.table({"key": ["x"], "t_s": [0.0]}), {"index_digest": "other"})
-    files.write_parquet(run / "clips-000009.parquet", pa.table({"key": ["x"], "t_s": [0.0]}), {})
+    parquet.write(run / "clips-000001.parquet", pa.table({"key": ["x"], "t_s": [0.0]}), {"index_digest": "other"})
+    parquet.write(run / "clips-000009.parquet", pa.table({"key": ["x"], "t_s": [0.0]}), {})
     found = {Path(b["path"]).name: b["reason"] for b in verify(str(folder)).bad}
     assert "not a readable Parquet file" in found["clips-000000.parquet"]
     assert "label again" in found["clips-000001.parquet"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.config import to_dict
 from pyramid.corpora.naming import parse_dreamgen_name
 from pyramid.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def test_robot_episodes_replay_in_the_simulator(made: Path) -> None:
     for episode, row in zip(
         dataset.episodes, [r for r in rows(made / "episodes.jsonl") if r["part"] == "robot"], strict=True
     ):
-        kept = files.parquet_metadata(episode.data)["facts"]
+        kept = parquet.metadata(episode.data)["facts"]
         arrays = read_episode(dataset, episode)
         env = MetaWorldEnv(kept["env"])
         states = [env.reset(kept["seed"])]
@@ -108,7 +108,7 @@ def test_the_robots_data_set_is_consistent(made: Path) -> None:
     dataset = open_v2(str(root))
     lengths = [episode.length for episode in dataset.episodes]
     assert (info["fps"], info["total_episodes"], info["total_frames"]) == (80, 3, sum(lengths))
-    indices = np.concatenate([files.read_parquet(e.data)["index"].to_numpy() for e in dataset.episodes])
+    indices = np.concatenate([parquet.read(e.data)["index"].to_numpy() for e in dataset.episodes])
     assert np.array_equal(indices, np.arange(sum(lengths)))
     for episode in dataset.episodes:
         pixels = decode_mp4(Path(episode.videos["observation.images.corner4"]).read_bytes())
@@ -183,11 +183,11 @@ def test_failed_experts_are_replaced_or_kept(simulator: None, tmp_path: Path) ->
     report = make_dataset(str(tmp_path / "good"), hard)
     assert report.failed_experts > 0
     good = open_v2(str(tmp_path / "good" / "robot"))
-    assert all(files.parquet_metadata(e.data)["facts"]["success"] for e in good.episodes)
+    assert all(parquet.metadata(e.data)["facts"]["success"] for e in good.episodes)
     report = make_dataset(str(tmp_path / "all"), replace(hard, success_only=False))
     assert report.failed_experts == 0
     every = open_v2(str(tmp_path / "all" / "robot"))
-    assert not all(files.parquet_metadata(e.data)["facts"]["success"] for e in every.episodes)
+    assert not all(parquet.metadata(e.data)["facts"]["success"] for e in every.episodes)
 
 
 def test_an_expert_that_never_succeeds_is_an_error(simulator: None, tmp_path: Path) -> None:

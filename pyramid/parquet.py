@@ -1,0 +1,122 @@
+"""Parquet files: written with provenance beside the schema, read under a bound of memory whatever the file claims.
+
+What the columns mean is left to the rooms above.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyramid import files
+from pyramid.errors import DataError, UnsafeInputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_METADATA_KEY = b"latent_pyramid"
+_PIECE_ROWS = 16_384
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 4}
+"""Bytes that a value of Parquet's types takes in memory, texts without their letters."""
+
+
+def write(path: files.Location, table: pa.Table, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes an Arrow table as zstd Parquet, atomically, with ``metadata`` as JSON beside the schema."""
+    import pyarrow.parquet as pq
+
+    if metadata is not None:
+        kept = table.schema.metadata or {}
+        table = table.replace_schema_metadata({**kept, _METADATA_KEY: files.canonical_json(metadata).encode()})
+    with files.atomic_write(path) as stream:
+        pq.write_table(table, stream, compression="zstd")
+
+
+def read(
+    path: files.Location, columns: Sequence[str] | None = None, *, max_bytes: int = files.MAX_READ_BYTES
+) -> pa.Table:
+    """Reads a Parquet file after making sure that it unpacks to at most ``max_bytes``.
+
+    Raises:
+        DataError: no Parquet file, or without one of ``columns``.
+        UnsafeInputError: a file that would fill the memory.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with files.open_read(path) as stream:
+        try:
+            plain = pq.ParquetFile(stream)
+            missing = sorted(set(columns or ()) - set(plain.schema_arrow.names))
+            if missing:
+                known = ", ".join(plain.schema_arrow.names)
+                raise DataError(f"'{path}' has no column {', '.join(missing)}; it has {known}")
+            names = list(columns) if columns else plain.schema_arrow.names
+            # Texts stay in their dictionary until it is known how large they are without it.
+            texts = [column.path for column in plain.schema if column.physical_type == "BYTE_ARRAY"]
+            stream.seek(0)
+            packed = _read_bounded(pq.ParquetFile(stream, read_dictionary=texts), names, path, max_bytes)
+            table = packed.cast(pa.schema([plain.schema_arrow.field(name) for name in names]))
+            table.validate(full=True)
+            return table.replace_schema_metadata(plain.schema_arrow.metadata)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"'{path}' is not a readable Parquet file: {error}") from error
+
+
+def _read_bounded(file: Any, names: list[str], path: files.Location, max_bytes: int) -> pa.Table:
+    """Reads columns piece by piece, and stops when they take more memory than they may.
+
+    The footer does not tell: a dictionary or a run-length code makes gigabytes of a few bytes. Its entries for single
+    columns are not asked, since pyarrow dies over damaged ones.
+    """
+    import pyarrow as pa
+
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    told = sum(group.total_byte_size for group in groups)
+    flat = sum(_WIDTHS.get(c.physical_type, 0) for c in file.schema if c.max_repetition_level == 0 and c.path in names)
+    _refuse_large(max(told, flat * file.metadata.num_rows), path, max_bytes)
+    pieces, total = [], 0
+    for piece in file.iter_batches(batch_size=_PIECE_ROWS, columns=names):
+        total += sum(_memory_bytes(column) for column in piece.columns)
+        _refuse_large(total, path, max_bytes)
+        pieces.append(piece)
+    schema = pieces[0].schema if pieces else file.schema_arrow
+    table = pa.Table.from_batches(pieces, schema) if pieces else schema.empty_table()
+    return table.select(names)
+
+
+def _refuse_large(n_bytes: int, path: files.Location, max_bytes: int) -> None:
+    if n_bytes > max_bytes:
+        raise UnsafeInputError(f"'{path}' unpacks to {n_bytes} bytes, more than the {max_bytes} allowed here")
+
+
+def _memory_bytes(column: pa.Array) -> int:
+    """Returns how many bytes a column takes once its texts stand in every row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type):
+        return sum(_memory_bytes(part) for part in column.flatten())
+    if pa.types.is_nested(column.type):
+        return 4 * len(column) + _memory_bytes(column.flatten())
+    if pa.types.is_dictionary(column.type):
+        lengths = pc.binary_length(column.dictionary.cast(pa.large_binary()))
+        return 4 * len(column) + (pc.sum(lengths.take(column.indices)).as_py() or 0)
+    return int(column.nbytes)
+
+
+def metadata(path: files.Location) -> dict[str, Any]:
+    """Returns the metadata that `write` put into a file; empty for a stranger's file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with files.open_read(path) as stream:
+        try:
+            raw = (pq.read_schema(stream).metadata or {}).get(_METADATA_KEY, b"{}")
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"'{path}' is not a readable Parquet file: {error}") from error
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"'{path}': its metadata is not JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
