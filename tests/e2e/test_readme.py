@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from demo_runs import SMALL, environment, run
 
+from pyramid.verbs import VERBS
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -80,3 +82,9 @@ def test_tree_names_what_is_there() -> None:
         assert (ROOT / folder).is_dir()
     rooms = {path.name for path in (ROOT / "pyramid").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert all(f"\n  {room}/" in tree for room in rooms), rooms
+
+
+def test_every_verb_has_its_section() -> None:
+    headings = " ".join(re.findall(r"^## (.*)$", (ROOT / "docs/verbs.md").read_text(), re.MULTILINE))
+    missing = [verb.name for verb in VERBS if not all(word in headings for word in verb.name.split())]
+    assert not missing, missing
