@@ -24,7 +24,7 @@ class MixShowResult:
     """Per source: tier, name, use, embodiment, clips, frames, hours, items, share, epochs per 100k samples."""
 
     def __repr__(self) -> str:
-        head = ["tier", "source", "use", "embodiment", "clips", "min", "items", "share", "epochs / 100k"]
+        head = ["tier", "source", "use", "embodiment", "clips", "minutes", "items", "share", "epochs / 100k"]
         rows = [
             [
                 s["tier"],

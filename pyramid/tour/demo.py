@@ -131,7 +131,7 @@ class _Demo:
             self.aside += found[part].items
         tiers = {"human": "base", "generated": "middle", "robot": "top"}
         rows = [[tiers[p], p, r.clips, f"{r.hours * 60:.2f}", sum(r.skipped.values())] for p, r in found.items()]
-        self.journal.show(format_table(["tier", "corpus", "clips", "min", "refused"], rows))
+        self.journal.show(format_table(["tier", "corpus", "clips", "minutes", "refused"], rows))
         self._show_items([item for r in found.values() for item in r.items])
         return together(found, ("clips", "hours"), ("skipped",))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pyramid.corpora.scan import ScanResult
@@ -47,7 +50,7 @@ class DemoResult:
             f"done in {format_seconds(self.seconds)}; everything lies in {self.out}/:",
             *(f"  {place.ljust(22)} {what}" for place, what in _PLACES),
             "go on with:",
-            *(f"  {command.format(out=self.out)}" for command in _NEXT),
+            *(f"  {command.format(out=self.out, bin=_bin(), pyramid=_bin() + 'pyramid')}" for command in _NEXT),
         ]
         return "\n".join(lines)
 
@@ -62,12 +65,20 @@ _PLACES = (
     ("demo.json", "every number printed here"),
 )
 _NEXT = (
-    "pyramid demo --videos YOUR_VIDEOS --out demo-mine",
-    "pyramid mix show {out}/mixture.yaml",
-    "pyramid train vla {out}/mixture.yaml --out {out}/models/vla-longer --trainer.max-steps=1000",
-    "pyramid bench {out}/deploy",
-    "tensorboard --logdir {out}/models",
+    "{pyramid} demo --videos YOUR_VIDEOS --out demo-mine",
+    "{pyramid} mix show {out}/mixture.yaml",
+    "{pyramid} train vla {out}/mixture.yaml --out {out}/models/vla-longer --trainer.max-steps=1000",
+    "{pyramid} bench {out}/deploy",
+    "{bin}tensorboard --logdir {out}/models",
 )
+
+
+def _bin() -> str:
+    """Returns what to type before a command's name: nothing if it is found without, else the environment's folder."""
+    folder = Path(sys.executable).parent
+    if shutil.which("pyramid"):
+        return ""
+    return f"{folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder}/"
 
 
 def together(
