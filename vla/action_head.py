@@ -8,7 +8,7 @@ Shapes: B batch, L context tokens, C context width, S state dimensions, T chunk 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +31,8 @@ class PreparedContext:
 
     key_values: list[KeyValue]
     """Keys and values per cross-attention block."""
-    mask: Tensor
-    """bool [B, L], True = may be attended."""
+    mask: Tensor | Sequence[Tensor]
+    """bool [B, L], True = may be attended; or one for each cross-attention block."""
     state: Tensor
     """State token, float [B, 1, W]."""
 
@@ -73,6 +73,8 @@ class ActionHead(nn.Module):
         )
         self.state_encoder = EmbodimentMLP({e.name: (e.state_dim, width) for e in bodies if e.state_dim}, config.hidden)
         self.unknown_state = nn.Parameter(torch.randn(width) * 0.02)
+        count = config.future_tokens
+        self.future = nn.Parameter(torch.randn(count, width) * 0.02) if count else None
         self.action_encoder = ActionEncoder({e.name: e.action_dim for e in bodies}, width)
         self.position = nn.Parameter(torch.randn(config.max_horizon, width) * 0.02)
         self.dit = build_dit(
@@ -130,10 +132,11 @@ class ActionHead(nn.Module):
         """
         steps = x.shape[1]
         action = self.action_encoder(x, bucket, embodiment) + self.position[:steps]
-        tokens = torch.cat([prepared.state, action], dim=1)
+        future = [] if self.future is None else [self.future.expand(len(x), -1, -1)]
+        tokens = torch.cat([prepared.state, *future, action], dim=1)
         token_mask = None
         if step_mask is not None:
-            token_mask = torch.cat([torch.ones_like(step_mask[:, :1]), step_mask], dim=1)
+            token_mask = torch.cat([step_mask.new_ones(len(x), tokens.shape[1] - steps), step_mask], dim=1)
         out = self.dit(tokens, bucket, prepared.key_values, prepared.mask, token_mask)
         return self.action_decoder(out[:, -steps:], embodiment)  # type: ignore[no-any-return]
 

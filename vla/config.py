@@ -80,6 +80,8 @@ class HeadConfig:
     """Self-attention blocks over the backbone's tokens, >= 0 (4 in N1.5 and N1.7)."""
     context_heads: int = 4
     """Attention heads in those blocks, a divisor of the backbone's width."""
+    future_tokens: int = 0
+    """Learned tokens between state and action, for FLARE (arXiv 2505.15659), >= 0 (32 in N1.5)."""
     max_horizon: int = 64
     """Longest action chunk, in steps (latent actions: in tokens), >= 1."""
     sample_steps: int = 4
@@ -91,8 +93,8 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.layers, self.heads, self.hidden, self.context_heads, self.max_horizon)
-        if min(*sizes, self.sample_steps) < 1 or self.context_layers < 0:
-            raise ValueError(f"sizes must be at least 1 (context_layers at least 0), got {self}")
+        if min(*sizes, self.sample_steps) < 1 or min(self.context_layers, self.future_tokens) < 0:
+            raise ValueError(f"sizes must be at least 1 (context_layers and future_tokens at least 0), got {self}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width must be even and a multiple of heads, got {self.width} and {self.heads}")
         if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.state_dropout < 1.0):
