@@ -27,11 +27,14 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# Two processes of one thread each; the end-to-end tests share one demo and stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: lint types
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint types
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 bench: $(READY)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
