@@ -12,6 +12,7 @@ from pyramid.errors import DataError, ExitCode
 from pyramid.jobs import Quarantined
 from pyramid.progress import Progress
 from pyramid.receipts import path_of
+from pyramid.remote import Entry
 from pyramid.shards.layout import INDEX_FILE, table_name
 from pyramid.shards.reader import ShardSet
 
@@ -83,7 +84,7 @@ def _progress(found: ShardSet) -> Iterator[str]:
             progress.add()
 
 
-def _shard_fault(found: ShardSet, shard: str, there: Mapping[str, files.Entry]) -> str:
+def _shard_fault(found: ShardSet, shard: str, there: Mapping[str, Entry]) -> str:
     """Returns what is wrong with a shard, or nothing. A store that does not answer is no fault of the shard's."""
     path = files.join(found.folder, shard)
     numbers = found.of_shard(shard)
