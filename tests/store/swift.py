@@ -40,7 +40,7 @@ def environment() -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (cache / name / "ready").exists():
                 _install(cache / name)
-    except OSError as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise NotHereError(f"Swift cannot be installed into {cache}: {error}") from error
     return cache / name
 
