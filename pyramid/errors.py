@@ -44,6 +44,10 @@ class OutputError(PyramidError):
     """A result cannot be written where it was asked for."""
 
 
+class UnreachableError(PyramidError):
+    """A store does not answer. No `DataError`: the data may be good, so that nothing is set aside for it."""
+
+
 class MissingDependencyError(PyramidError):
     """An optional package or system library is not there; the message names it."""
 

@@ -13,12 +13,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from pyramid.errors import DataError, OutputError, UnsafeInputError
-
-if TYPE_CHECKING:
-    pass
+from pyramid import remote, uploads
+from pyramid.errors import DataError, OutputError, UnreachableError, UnsafeInputError
+from pyramid.remote import Entry
 
 Location = str | Path
 MAX_JSON_BYTES = 64 * 2**20
@@ -39,14 +38,6 @@ def is_remote(path: Location) -> bool:
     return True
 
 
-def filesystem(path: Location) -> Any:
-    """Returns the fsspec file system that serves a remote ``path``."""
-    import fsspec
-
-    # Without a cache of listings: other processes write, too.
-    return fsspec.filesystem(str(path).split("://")[0], use_listings_cache=False)
-
-
 def join(path: Location, *parts: str) -> str:
     """Joins path parts, for local paths and URLs alike."""
     return "/".join([str(path).rstrip("/"), *parts]) if is_remote(path) else str(Path(path, *parts))
@@ -54,36 +45,46 @@ def join(path: Location, *parts: str) -> str:
 
 def exists(path: Location) -> bool:
     """Tells whether a file or folder is there."""
-    return bool(filesystem(path).exists(str(path))) if is_remote(path) else Path(path).exists()
+    return remote.exists(str(path)) if is_remote(path) else Path(path).exists()
 
 
 def is_dir(path: Location) -> bool:
     """Tells whether ``path`` is a folder."""
-    return bool(filesystem(path).isdir(str(path))) if is_remote(path) else Path(path).is_dir()
+    return remote.is_dir(str(path)) if is_remote(path) else Path(path).is_dir()
 
 
 def size_bytes(path: Location) -> int:
     """Returns a file's size."""
     try:
-        return int(filesystem(path).size(str(path)) if is_remote(path) else os.stat(path).st_size)
+        return remote.head(str(path)).size if is_remote(path) else os.stat(path).st_size
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
 
+def entries(path: Location) -> dict[str, Entry]:
+    """Returns what lies in a folder by name, sorted, without temporaries; an absent folder is empty.
+
+    Sizes come with the listing: of a thousand remote files at the cost of one request.
+    """
+    if is_remote(path):
+        found = remote.entries(str(path))
+    elif Path(path).is_dir():
+        with os.scandir(path) as listed:
+            found = {entry.name: Entry(entry.stat().st_size if entry.is_file() else 0) for entry in listed}
+    else:
+        found = {}
+    return {name: found[name] for name in sorted(found) if not name.startswith(TEMPORARY_PREFIX)}
+
+
 def listdir(path: Location) -> list[str]:
     """Returns the names in a folder, sorted, without temporaries; an absent folder is empty."""
-    if is_remote(path):
-        fs = filesystem(path)
-        names = [str(p).rsplit("/", 1)[-1] for p in fs.ls(str(path), detail=False)] if fs.isdir(str(path)) else []
-    else:
-        names = os.listdir(path) if Path(path).is_dir() else []
-    return sorted(name for name in names if name and not name.startswith(TEMPORARY_PREFIX))
+    return list(entries(path))
 
 
 def walk_files(root: Location) -> Iterator[str]:
     """Yields every regular file below ``root``, sorted; hidden ones are left out, links to folders not followed."""
     if is_remote(root):
-        yield from sorted(f"s3://{p}" for p in filesystem(root).find(str(root)))
+        yield from remote.walk(str(root))
         return
     for folder, folders, names in os.walk(root, followlinks=False):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -108,15 +109,31 @@ def make_dirs(path: Location) -> str:
 def remove(path: Location) -> None:
     """Removes a file if it is there."""
     if is_remote(path):
-        if exists(path):
-            filesystem(path).rm_file(str(path))
+        remote.remove(str(path))
     else:
         Path(path).unlink(missing_ok=True)
 
 
+def move(source: Location, target: Location) -> None:
+    """Moves a file inside one file system or one store; stopped anywhere, it can be done again."""
+    try:
+        if is_remote(source):
+            remote.move(str(source), str(target))
+        else:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+    except (OSError, UnreachableError) as error:
+        raise OutputError(f"cannot move '{source}' to '{target}': {error}") from error
+
+
 def remove_temporaries(folder: Location) -> int:
-    """Removes what a killed writer left in ``folder``; returns how many. Only for the folder's one owner."""
-    if is_remote(folder) or not Path(folder).is_dir():
+    """Removes what a killed writer left in ``folder``; returns how many. Only for the folder's one owner.
+
+    Local: temporary files. Remote: uploads that were never completed, and are paid for until somebody withdraws them.
+    """
+    if is_remote(folder):
+        return uploads.clear_uploads(str(folder))
+    if not Path(folder).is_dir():
         return 0
     left = [p for p in Path(folder).iterdir() if p.name.startswith(TEMPORARY_PREFIX) and p.is_file()]
     for path in left:
@@ -178,32 +195,28 @@ def _sync_folder(folder: str) -> None:
 
 @contextlib.contextmanager
 def _write_remote(path: str) -> Iterator[IO[bytes]]:
-    # s3fs completes an upload when a `with` block raises; with autocommit off it does so only when told.
-    stream = filesystem(path).open(path, "wb", autocommit=False)
+    upload = uploads.Upload(path)
     try:
-        yield stream
-        stream.close()
-        stream.commit()
-    except OSError as error:
-        _abandon(stream)
+        yield upload  # type: ignore[misc]
+        upload.publish()
+    except (OSError, UnreachableError) as error:
+        upload.abandon()
         raise OutputError(f"cannot write '{path}': {error}") from error
     except BaseException:
-        _abandon(stream)
+        upload.abandon()
         raise
-
-
-def _abandon(stream: Any) -> None:
-    stream.discard()
-    # Else its destructor would begin another upload.
-    stream.closed = True
 
 
 @contextlib.contextmanager
 def open_read(path: Location) -> Iterator[IO[bytes]]:
-    """Opens a file for binary reading, seekable."""
+    """Opens a file for binary reading, seekable.
+
+    Raises:
+        DataError: the file is not there, or was replaced while it was read.
+        UnreachableError: its store does not answer.
+    """
     try:
-        # A remote file that is not there may be noticed by the first read only.
-        with filesystem(path).open(str(path), "rb") if is_remote(path) else Path(path).open("rb") as stream:
+        with remote.open_read(str(path)) if is_remote(path) else Path(path).open("rb") as stream:
             yield stream
     except OSError as error:
         raise DataError(f"cannot read '{path}': {error.strerror or error}") from error
@@ -211,22 +224,31 @@ def open_read(path: Location) -> Iterator[IO[bytes]]:
 
 def read_bytes(path: Location, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
     """Reads a whole file, refusing one that is larger than ``max_bytes``."""
-    # Asking a stream for more than there is would set that much memory aside.
-    size = size_bytes(path)
-    with open_read(path) as stream:
-        data = stream.read(min(size, max_bytes) + 1)
+    data, size = _read(path, 0, max_bytes + 1)
     if size > max_bytes or len(data) > max_bytes:
         raise UnsafeInputError(f"'{path}' is larger than the {max_bytes} bytes that may be read here")
     return data
+
+
+def _read(path: Location, offset: int, size: int) -> tuple[bytes, int]:
+    """Reads up to ``size`` bytes; returns them and the file's size."""
+    try:
+        if is_remote(path):
+            return remote.read_up_to(str(path), offset, size)
+        with Path(path).open("rb") as stream:
+            whole = os.fstat(stream.fileno()).st_size
+            stream.seek(offset)
+            # Asking a stream for more than there is would set that much memory aside.
+            return stream.read(min(size, max(whole - offset, 0) + 1)), whole
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
 def read_range(path: Location, offset: int, size: int) -> bytes:
     """Reads ``size`` bytes at ``offset``; a shorter file is an error."""
     if offset < 0 or not 0 <= size <= MAX_READ_BYTES:
         raise UnsafeInputError(f"'{path}': {size} bytes at byte {offset} are not read")
-    with open_read(path) as stream:
-        stream.seek(offset)
-        data = stream.read(size)
+    data, _ = _read(path, offset, size)
     if len(data) != size:
         raise DataError(f"'{path}' ends at byte {offset + len(data)}, expected {offset + size}: the file is truncated")
     return data

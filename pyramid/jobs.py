@@ -12,17 +12,18 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pyramid import files
-from pyramid.errors import DataError, InterruptedJobError, PyramidError, SkipItemError
+from pyramid import files, receipts
+from pyramid.errors import InterruptedJobError, PyramidError, SkipItemError
 from pyramid.progress import Progress
+from pyramid.receipts import RECEIPTS
 
-RECEIPTS = "_receipts"
+__all__ = ["RECEIPTS", "JobReport", "Outcome", "Quarantined", "Unit", "attempt", "count_reasons", "pending", "run_job"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +110,12 @@ def run_job(
     files.make_dirs(folder)
     files.remove_temporaries(folder)
     files.remove_temporaries(files.join(folder, RECEIPTS))
-    waiting = {u.name for u in pending(units, folder=folder, resume=resume, retry_quarantined=retry_quarantined)}
-    done = {u.name: found for u in units if u.name not in waiting and (found := _read_receipt(folder, u))}
+    written = receipts.read_all(folder, [u.name for u in units]) if resume else {}
+    done = _valid(units, folder, written, retry_quarantined=retry_quarantined)
     todo = [u for u in units if u.name not in done]
-    with Progress(label, len(todo), unit_name) as progress, _interruptible(label):
+    with Progress(label, len(todo), unit_name) as progress, _interruptible(label), _gathering(folder, written, todo):
         for unit, outcome in _execute(todo, work, min(workers, len(todo))):
-            _write_receipt(folder, unit, outcome)
+            written[unit.name] = _write_receipt(folder, unit, outcome)
             done[unit.name] = outcome
             progress.add(amount=unit.amount)
     return JobReport(
@@ -128,8 +129,20 @@ def pending(units: Sequence[Unit], *, folder: str, resume: bool = True, retry_qu
     """Returns the units that `run_job` would run: those without a valid receipt, and if asked those with bad items."""
     if not resume:
         return list(units)
-    found = {unit.name: _read_receipt(folder, unit) for unit in units}
-    return [u for u in units if (o := found[u.name]) is None or (retry_quarantined and o.quarantined)]
+    written = receipts.read_all(folder, [u.name for u in units])
+    done = _valid(units, folder, written, retry_quarantined=retry_quarantined)
+    return [u for u in units if u.name not in done]
+
+
+@contextlib.contextmanager
+def _gathering(folder: str, written: Mapping[str, Any], todo: Sequence[Unit]) -> Iterator[None]:
+    """However the job ends, leaves its receipts where the next run finds them quickly."""
+    try:
+        yield
+    finally:
+        if todo:
+            with contextlib.suppress(PyramidError):  # What ended the job counts; nothing needs the gathered copy.
+                receipts.gather(folder, written)
 
 
 @contextlib.contextmanager
@@ -186,28 +199,30 @@ def _quiet_worker() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def _receipt_path(folder: str, unit: Unit) -> str:
-    return files.join(folder, RECEIPTS, f"{unit.name}.json")
-
-
-def _write_receipt(folder: str, unit: Unit, outcome: Outcome) -> None:
+def _write_receipt(folder: str, unit: Unit, outcome: Outcome) -> dict[str, Any]:
     size = files.size_bytes(files.join(folder, outcome.output)) if outcome.output else 0
-    files.write_json(_receipt_path(folder, unit), {"digest": unit.digest, "bytes": size, **asdict(outcome)})
+    data = {"digest": unit.digest, "bytes": size, **asdict(outcome)}
+    files.write_json(receipts.path_of(folder, unit.name), data)
+    return data
 
 
-def _read_receipt(folder: str, unit: Unit) -> Outcome | None:
-    """Returns a unit's outcome if its receipt is valid and its output is there at the size it had."""
-    path = _receipt_path(folder, unit)
-    if not files.exists(path):
-        return None
-    try:
-        data = files.read_json(path)
-        output = str(data["output"])
-        if data["digest"] != unit.digest or (output and not files.exists(files.join(folder, output))):
-            return None
-        if output and files.size_bytes(files.join(folder, output)) != data["bytes"]:
-            return None
-        aside = tuple(Quarantined(**q) for q in data["quarantined"])
-        return Outcome(facts=data["facts"], output=output, quarantined=aside)
-    except (DataError, KeyError, TypeError):
-        return None  # An unreadable receipt is no receipt.
+def _valid(
+    units: Sequence[Unit], folder: str, written: Mapping[str, Any], *, retry_quarantined: bool
+) -> dict[str, Outcome]:
+    """Returns the outcomes of units whose receipt is for them and whose output is there at the size it had."""
+    found: dict[str, tuple[Outcome, int]] = {}
+    for unit in units:
+        try:
+            data = written[unit.name]
+            aside = tuple(Quarantined(**q) for q in data["quarantined"])
+            outcome = Outcome(facts=data["facts"], output=str(data["output"]), quarantined=aside)
+            if data["digest"] == unit.digest and not (retry_quarantined and aside):
+                found[unit.name] = outcome, data["bytes"]
+        except (KeyError, TypeError):
+            continue  # None, or none that can be read.
+    sizes = receipts.outputs(folder, [outcome.output for outcome, _ in found.values() if outcome.output])
+    return {
+        name: outcome
+        for name, (outcome, size) in found.items()
+        if not outcome.output or sizes.get(outcome.output) == size
+    }

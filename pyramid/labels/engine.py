@@ -17,6 +17,7 @@ from pyramid.jobs import Outcome, Quarantined, Unit, count_reasons, pending, run
 from pyramid.labels.protocol import Labeler, load_labeler
 from pyramid.labels.table import check_labels, check_schema
 from pyramid.progress import format_seconds
+from pyramid.shards.ahead import ReadAhead
 from pyramid.shards.layout import table_name
 from pyramid.shards.reader import Sample, ShardSet
 
@@ -204,9 +205,10 @@ def label_shard(task: Mapping[str, Any]) -> Outcome:
 
 def _batches(shards: ShardSet, shard: str, size: int, aside: list[Quarantined]) -> Iterator[list[Sample]]:
     batch: list[Sample] = []
+    ahead = ReadAhead()
     for i in shards.of_shard(shard):
         try:
-            batch.append(shards.read(i))
+            batch.append(shards.read(i, ahead))
         except DataError as error:
             aside.append(Quarantined(item=shards.rows[i]["key"], reason="bad_sample", detail=str(error)))
         if len(batch) == size:

@@ -83,9 +83,10 @@ class LabelRun:
             DataError: a shard has no table, or a table was made for other shards.
         """
         metadata: dict[str, Any] = {}
+        there = files.entries(folder)
         for shard in shards.shards:
             path = files.join(folder, table_name(shard))
-            if not files.exists(path):
+            if table_name(shard) not in there:
                 raise DataError(f"'{folder}' has no labels for {shard}; run 'pyramid label' again")
             found = parquet.metadata(path)
             if found.get("index_digest") != shards.shard_digest(shard):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from pyramid import files
 from pyramid.errors import DataError
 from pyramid.jobs import RECEIPTS
 from pyramid.nn.checkpoint import CONFIG_FILE
+from pyramid.receipts import read_all
 from pyramid.table import format_table
 
 
@@ -51,20 +51,21 @@ def status(folder: str) -> StatusResult:
     receipts: dict[str, list[str]] = {}
     models = []
     for path in files.walk_files(folder):
-        place = PurePosixPath(path)
-        if place.parent.name == RECEIPTS and place.suffix == ".json":
-            receipts.setdefault(str(place.parent.parent), []).append(path)
-        elif place.name == CONFIG_FILE:
+        inner, _, name = path.rpartition("/")
+        outer, _, parent = inner.rpartition("/")
+        if parent == RECEIPTS and name.endswith(".json"):
+            receipts.setdefault(outer, []).append(name.removesuffix(".json"))
+        elif name == CONFIG_FILE:
             models += _model(path)
-        elif place.name == "run.json" and place.parent.name == "lightning":
-            models += _unfinished(place)
+        elif name == "run.json" and parent == "lightning":
+            models += _unfinished(outer)
     return StatusResult(
-        folder=folder, jobs=[_job(job, paths) for job, paths in sorted(receipts.items())], models=models
+        folder=folder, jobs=[_job(job, names) for job, names in sorted(receipts.items())], models=models
     )
 
 
-def _job(folder: str, paths: list[str]) -> dict[str, Any]:
-    found = [files.read_json(path) for path in paths]
+def _job(folder: str, names: list[str]) -> dict[str, Any]:
+    found = list(read_all(folder, names).values())
     reasons = Counter(q["reason"] for receipt in found for q in receipt.get("quarantined", []))
     total = sum(receipt.get("bytes", 0) for receipt in found)
     return {"folder": folder, "units": len(found), "bytes": total, "quarantined": dict(sorted(reasons.items()))}
@@ -74,11 +75,10 @@ def _model(path: str) -> list[dict[str, Any]]:
     found = files.read_json(path)
     if not isinstance(found, dict) or "weights_sha256" not in found:
         return []
-    return [{"folder": str(PurePosixPath(path).parent), "kind": found["kind"], "state": "finished"}]
+    return [{"folder": path.rpartition("/")[0], "kind": found["kind"], "state": "finished"}]
 
 
-def _unfinished(place: PurePosixPath) -> list[dict[str, Any]]:
-    out = place.parent.parent
-    if files.exists(str(out / CONFIG_FILE)):
+def _unfinished(folder: str) -> list[dict[str, Any]]:
+    if files.exists(files.join(folder, CONFIG_FILE)):
         return []
-    return [{"folder": str(out), "kind": "unfinished", "state": "training"}]
+    return [{"folder": folder, "kind": "unfinished", "state": "training"}]

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pyramid import files, parquet
+from pyramid import files, parquet, remote
 from pyramid.errors import DataError, UnsafeInputError
+from pyramid.shards.ahead import ReadAhead
 from pyramid.shards.layout import (
     ACTION,
     INDEX_FILE,
@@ -147,15 +148,23 @@ class ShardSet:
             numbers.setdefault(row["shard"], []).append(i)
         return numbers
 
-    def read(self, i: int) -> Sample:
+    def read(self, i: int, ahead: ReadAhead | None = None) -> Sample:
         """Reads and checks sample ``i``.
+
+        Args:
+            i: its row number.
+            ahead: for samples of one shard in their order; spares requests to a remote store.
 
         Raises:
             DataError: the shard is gone, was cut or changed since the index was written; it is named.
         """
         row = self.rows[i]
         path = files.join(self.folder, row["shard"])
-        data = files.read_range(path, row["offset"], row["size"])
+        if ahead is None:
+            data = files.read_range(path, row["offset"], row["size"])
+        else:
+            last = self.rows[self.of_shard(row["shard"])[-1]]
+            data = ahead.read(path, row["offset"], row["size"], last["offset"] + last["size"])
         if files.sha256_bytes(data) != row["sha256"]:
             raise DataError(
                 f"{path}: sample {row['key']} is not what the index says; "
@@ -172,15 +181,14 @@ class ShardSet:
 
         urls = [files.join(self.folder, shard) for shard in self.shards]
         if files.is_remote(self.folder):
-            webdataset.gopen_schemes["s3"] = lambda url, mode="rb", _size=8192, **_: files.filesystem(url).open(
-                url, mode
-            )
+            webdataset.gopen_schemes["s3"] = lambda url, *_, **__: remote.open_read(url)
         return webdataset.WebDataset(urls, shardshuffle=False)
 
     def iter_shard(self, shard: str) -> Iterator[Sample]:
         """Yields the samples of one shard in order."""
+        ahead = ReadAhead()
         for i in self.of_shard(shard):
-            yield self.read(i)
+            yield self.read(i, ahead)
 
 
 def _checked(index: pa.Table, path: str) -> pa.Table:

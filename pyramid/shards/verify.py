@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow.compute as pc
 
 from pyramid import files, parquet
-from pyramid.errors import ConfigError, DataError, ExitCode, PyramidError
-from pyramid.jobs import RECEIPTS, Quarantined
+from pyramid.errors import DataError, ExitCode
+from pyramid.jobs import Quarantined
 from pyramid.progress import Progress
+from pyramid.receipts import path_of
+from pyramid.remote import Entry
 from pyramid.shards.layout import INDEX_FILE, table_name
 from pyramid.shards.reader import ShardSet
 
@@ -62,10 +62,9 @@ def verify(shards: str, *, quarantine: bool = False) -> VerifyResult:
     Raises:
         DataError: no index there.
     """
-    if quarantine and files.is_remote(shards):
-        raise ConfigError("--quarantine moves files, which is done for local folders only; copy the folder first")
     found = ShardSet.open(shards)
-    bad_shards = {name: reason for name in _progress(found) if (reason := _shard_fault(found, name))}
+    there = files.entries(shards)
+    bad_shards = {name: reason for name in _progress(found) if (reason := _shard_fault(found, name, there))}
     bad_tables = dict(_table_faults(found))
     if quarantine and (bad_shards or bad_tables):
         _set_aside(found, [*bad_shards, *bad_tables], set(bad_shards))
@@ -85,14 +84,14 @@ def _progress(found: ShardSet) -> Iterator[str]:
             progress.add()
 
 
-def _shard_fault(found: ShardSet, shard: str) -> str:
-    """Returns what is wrong with a shard, or nothing."""
+def _shard_fault(found: ShardSet, shard: str, there: Mapping[str, Entry]) -> str:
+    """Returns what is wrong with a shard, or nothing. A store that does not answer is no fault of the shard's."""
     path = files.join(found.folder, shard)
     numbers = found.of_shard(shard)
     row = found.rows[numbers[0]]
-    if not files.exists(path):
+    if shard not in there:
         return "the file is missing"
-    size = files.size_bytes(path)
+    size = there[shard].size
     if size != row["shard_bytes"]:
         return f"{size} bytes, the index says {row['shard_bytes']}"
     if files.sha256_file(path) == row["shard_sha256"]:
@@ -100,7 +99,7 @@ def _shard_fault(found: ShardSet, shard: str) -> str:
     for i in numbers:
         try:
             found.read(i)
-        except PyramidError as error:
+        except DataError as error:
             return str(error)
     return "changed outside its samples"
 
@@ -132,14 +131,16 @@ def _table_fault(found: ShardSet, path: str, name: str) -> str:
 
 
 def _set_aside(found: ShardSet, names: list[str], shards: set[str]) -> None:
-    """Moves files into the quarantine, drops their receipts, and writes the index without the bad shards."""
+    """Moves files into the quarantine, drops their receipts, and writes the index without the bad shards.
+
+    The index comes last: a run that was stopped before finds a missing file at the next time, and goes on.
+    """
     for name in names:
-        source, target = Path(found.folder, name), Path(found.folder, QUARANTINE, name)
-        if source.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(source, target)
-        receipt = f"{Path(name).stem}.json"
-        files.remove(source.parent / RECEIPTS / receipt)
+        inner, _, file = name.rpartition("/")
+        source = files.join(found.folder, name)
+        if files.exists(source):
+            files.move(source, files.join(found.folder, QUARANTINE, name))
+        files.remove(path_of(files.join(found.folder, inner) if inner else found.folder, file.rpartition(".")[0]))
     if shards:
         kept = found.index.filter(pc.invert(pc.is_in(found.index["shard"], pc.cast(list(shards), "string"))))
         parquet.write(files.join(found.folder, INDEX_FILE), kept, found.metadata)

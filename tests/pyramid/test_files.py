@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramid import files, parquet
+from pyramid import files, parquet, remote
 from pyramid.errors import DataError, OutputError, UnsafeInputError
 
 PLACES = ("local", "s3")
@@ -277,7 +277,7 @@ def test_a_failed_upload_leaves_nothing_in_the_bucket(s3: str) -> None:
     with pytest.raises(RuntimeError, match="no"):
         fail()
     gc.collect()  # What the stream does when it is thrown away counts, too.
-    fs = files.filesystem(s3)
+    fs = remote.filesystem()
     assert fs.call_s3("list_multipart_uploads", Bucket=s3.removeprefix("s3://")).get("Uploads", []) == []
     assert files.listdir(f"{s3}/gone") == []
 

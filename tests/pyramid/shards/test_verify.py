@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pyramid import parquet
-from pyramid.errors import ConfigError, DataError, ExitCode
+from pyramid.errors import DataError, ExitCode
 from pyramid.shards.reader import ShardSet
 from pyramid.shards.verify import QUARANTINE, verify
 
@@ -92,8 +92,6 @@ def test_labels_of_strangers_are_named(folder: Path) -> None:
     assert {b["reason"].split(",")[0] for b in verify(str(folder)).bad} == {f"labels the clip {drawing.key_of(77)}"}
 
 
-def test_what_cannot_be_verified_is_refused(tmp_path: Path, s3: str) -> None:
+def test_what_cannot_be_verified_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no shards"):
         verify(str(tmp_path))
-    with pytest.raises(ConfigError, match="local folders only"):
-        verify(f"{s3}/x", quarantine=True)
