@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyramid.types import Frames
+from pyramid.video.scale import LUMA_PX
 
-LUMA_PX = 64
 STATIC_MAD = 2.0
 """A pair whose pictures differ by less shows nothing happening."""
 STATIC_GAP_S = 0.6
@@ -99,11 +99,15 @@ def to_luma(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def score_clip(frames: Frames) -> ClipScores:
     """Scores a clip of at least one frame."""
-    luma = to_luma(frames.pixels)
+    return score_luma(to_luma(frames.pixels), frames.times_s)
+
+
+def score_luma(luma: NDArray[np.float32], times_s: NDArray[np.float64]) -> ClipScores:
+    """Scores a clip by its luma, float32 [T, 64, 64] in 0..255, and its times, float64 [T], seconds."""
     mad = np.abs(np.diff(luma, axis=0)).mean((1, 2)) if len(luma) > 1 else np.zeros(0, np.float32)
-    first, second = pairs_at_gap(frames.times_s, STATIC_GAP_S)
+    first, second = pairs_at_gap(times_s, STATIC_GAP_S)
     pair_mad = np.abs(luma[second] - luma[first]).mean((1, 2))
-    steps = np.diff(frames.times_s)
+    steps = np.diff(times_s)
     typical = float(np.median(steps)) if len(steps) else 0.0
     damaged = find_damage(mad)
     whole = np.ones(len(mad), bool)
