@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from pyramid.errors import DataError, SkipItemError
 from pyramid.lerobot.read import read_rows
 from pyramid.shards.layout import ACTION, META, STATE, TIMES, VIDEO, dump_array, sample_key
+from pyramid.shards.options import PackConfig
 from pyramid.types import Clip
 from pyramid.video.decode import DecodeRequest
 from pyramid.video.encode import ClipEncoder
 from pyramid.video.filters import ClipScores, score_luma
 from pyramid.video.passes import decode_clips
 from pyramid.video.scale import Picture
-
-if TYPE_CHECKING:
-    from pyramid.shards.pack import PackConfig
 
 GUESS_HZ = 30.0
 """Rate of a video that does not say its own."""
@@ -98,8 +96,8 @@ class _Making:
 
     def add(self, picture: Picture) -> None:
         if self._encoder is None:
-            side, rate = self.config.size_px, self._declared_hz(picture)
-            self._encoder = ClipEncoder(side, side, rate, gop=self.config.gop, crf=self.config.crf)
+            side, rate, config = self.config.size_px, self._declared_hz(picture), self.config
+            self._encoder = ClipEncoder(side, side, rate, gop=config.gop, crf=config.crf, preset=config.preset)
         self._luma.append(picture.luma)
         self._encoder.add(picture.yuv)
 
