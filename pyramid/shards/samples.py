@@ -114,7 +114,7 @@ class _Making:
         if len(times_s) < config.min_frames or self._encoder is None:
             raise SkipItemError("too_short", f"{clip.video}: {len(times_s)} frames, fewer than {config.min_frames}")
         times = np.asarray(times_s, np.float64)
-        scores = score_luma(np.stack(self._luma).astype(np.float32), times)
+        scores = score_luma(np.stack(self._luma), times)
         _apply_policy(clip, scores, config)
         times = times - times[0]
         members = {VIDEO: self._encoder.finish(), TIMES: dump_array(times)}

@@ -200,13 +200,15 @@ def test_a_lower_rate_keeps_the_nearest_frames(tmp_path: Path) -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 from pyramid.shards.pack import pack
 pack(sys.argv[1], out=sys.argv[2], config={"size_px": 256, "frames_per_shard": 100_000})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage: its peak counts what the parent held before this program was started.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
     peaks = []
     for n in (40, 800):
@@ -217,8 +219,8 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
         done = subprocess.run(call, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]) / 1024)
         assert ShardSet.open(str(folder / "out")).rows[0]["frames"] == n
-    # 760 frames more would be 150 MB as pictures; as luma, with what the scores need, they are less than 80.
-    assert peaks[1] - peaks[0] < 80
+    # 760 frames more would be 150 MB as pictures; as luma, with what the scores need, they are less than 40.
+    assert peaks[1] - peaks[0] < 40
 
 
 def test_clips_of_a_video_may_overlap_and_lie_among_others(tmp_path: Path) -> None:
