@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -80,8 +80,8 @@ def with_decord_count(path: str) -> int:
 
 
 def cpu_s() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def rate(work: Callable[[], int], runs: int) -> float:

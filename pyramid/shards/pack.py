@@ -5,13 +5,11 @@ The plan fixes which clip goes into which shard, so the bytes are the same for a
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pyramid import files, parquet
@@ -19,66 +17,16 @@ from pyramid.config import from_dict, provenance, resolve, to_dict
 from pyramid.corpora.manifest import read_manifest
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.jobs import JobReport, Outcome, Quarantined, Unit, count_reasons, pending, run_job
-from pyramid.lerobot.read import read_rows
 from pyramid.progress import format_bytes, format_seconds
-from pyramid.shards.layout import (
-    ACTION,
-    INDEX_FILE,
-    INDEX_SCHEMA,
-    META,
-    STATE,
-    TIMES,
-    VIDEO,
-    dump_array,
-    sample_key,
-    shard_name,
-)
+from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA, shard_name
+from pyramid.shards.options import PackConfig
+from pyramid.shards.samples import GUESS_HZ, pack_clips
 from pyramid.shards.writer import write_shard
-from pyramid.types import NAME_PATTERN, Clip, Frames
-from pyramid.video.decode import DecodeRequest, decode_source
-from pyramid.video.encode import encode_mp4
-from pyramid.video.filters import ClipScores, score_clip
-from pyramid.video.probe import VideoLimits
+from pyramid.types import Clip
 
-_GUESS_HZ = 30.0
-FORMAT_VERSION = 1
+__all__ = ["PackConfig", "PackResult", "pack", "pack_shard", "plan"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class PackConfig:
-    """How clips become samples."""
-
-    size_px: int = 128
-    """Height and width of the packed frames; even."""
-    rate_hz: float | None = None
-    """Frames per second to keep of clips without actions; None keeps every frame."""
-    fit: Literal["squash", "crop"] = "squash"
-    """Squash keeps the whole picture and not its aspect; crop keeps the aspect and the centre."""
-    gop: int = 12
-    """Frames between key frames in the packed clips."""
-    crf: int = 18
-    """x264's rate factor; smaller is better and larger."""
-    frames_per_shard: int = 20_000
-    """A shard is closed before the clip that would pass this."""
-    prefix: str = "clips"
-    """First part of the shards' names, [a-z0-9_]+."""
-    min_frames: int = 2
-    """Clips with fewer frames are set aside."""
-    max_frames: int = 20_000
-    """Clips with more are set aside."""
-    drop: tuple[Literal["static", "cut", "damaged", "variable_rate"], ...] = ()
-    """Oddities for which a clip is set aside; all others are only noted in the index."""
-    limits: VideoLimits = field(default_factory=VideoLimits)
-    """What a video may ask for."""
-
-    def __post_init__(self) -> None:
-        """Refuses sizes that cannot be packed."""
-        if not NAME_PATTERN.fullmatch(self.prefix):
-            raise ValueError(f"prefix '{self.prefix}': use a-z, 0-9 and _")
-        if self.size_px < 16 or self.size_px % 2:
-            raise ValueError(f"size_px must be even and at least 16, got {self.size_px}")
-        if self.rate_hz is not None and not self.rate_hz > 0:
-            raise ValueError(f"rate_hz must be positive, got {self.rate_hz}")
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +129,7 @@ def plan(clips: Sequence[Clip], config: PackConfig, folder: str) -> list[Unit]:
 
 
 def _expected_frames(clip: Clip, config: PackConfig) -> float:
-    rate = clip.source_hz or _GUESS_HZ
+    rate = clip.source_hz or GUESS_HZ
     if config.rate_hz is not None and not clip.episode:
         rate = config.rate_hz
     return clip.duration_s * rate
@@ -205,113 +153,18 @@ def pack_shard(task: Mapping[str, Any]) -> Outcome:
     aside: list[Quarantined] = []
     rows: dict[str, dict[str, Any]] = {}
 
-    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        for row in task["clips"]:
-            clip = Clip(**row)
-            try:
-                key, members, facts = pack_clip(clip, config)
-            except SkipItemError as error:
-                aside.append(Quarantined(item=clip.clip_id, reason=error.reason, detail=error.detail))
+    def samples() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        for clip, made in pack_clips([Clip(**row) for row in task["clips"]], config):
+            if isinstance(made, SkipItemError):
+                aside.append(Quarantined(item=clip.clip_id, reason=made.reason, detail=made.detail))
                 continue
-            rows[key] = facts
-            yield key, members
+            rows[made.key] = dict(made.facts)
+            yield made.key, made.members
 
     written = write_shard(files.join(task["folder"], task["shard"]), samples())
     return Outcome(
         facts={"rows": [{**rows[row["key"]], **row} for row in written]}, output=task["shard"], quarantined=tuple(aside)
     )
-
-
-def pack_clip(clip: Clip, config: PackConfig) -> tuple[str, dict[str, bytes], dict[str, Any]]:
-    """Decodes, scores and encodes one clip.
-
-    Returns:
-        Its key, its members as bytes, and its row of the index.
-
-    Raises:
-        SkipItemError: the clip cannot be used, or the policy drops it; with the reason.
-    """
-    frames = _decode(clip, config)
-    if len(frames) < config.min_frames:
-        raise SkipItemError("too_short", f"{clip.video}: {len(frames)} frames, fewer than {config.min_frames}")
-    scores = score_clip(frames)
-    _apply_policy(clip, scores, config)
-    times = frames.times_s - frames.times_s[0]
-    rate = _rate_hz(times, clip, config)
-    key = sample_key(clip)
-    members = {VIDEO: encode_mp4(frames.pixels, rate, gop=config.gop, crf=config.crf), TIMES: dump_array(times)}
-    dims = {"state_dim": 0, "action_dim": 0}
-    if clip.episode:
-        state, action = _numbers(clip, len(frames))
-        members |= {STATE: dump_array(state), ACTION: dump_array(action)}
-        dims = {"state_dim": state.shape[1], "action_dim": action.shape[1]}
-    facts = {
-        "key": key,
-        "clip_id": clip.clip_id,
-        "corpus": clip.corpus,
-        "tier": clip.tier,
-        "embodiment": clip.embodiment,
-        "split": clip.split,
-        "text": clip.text,
-        "frames": len(frames),
-        "rate_hz": rate,
-        "duration_s": clip.duration_s,
-        "height_px": config.size_px,
-        "width_px": config.size_px,
-        **dims,
-    }
-    found = scores.to_dict()
-    meta = {**facts, "text_origin": clip.text_origin, "licence": clip.licence, "content": clip.content, "scores": found}
-    members[META] = json.dumps({**meta, "start_s": clip.start_s}, sort_keys=True).encode()
-    notes = {"static_share": scores.static_share, "camera_px": scores.camera_px, "cuts": list(scores.cuts)}
-    return key, members, {**facts, **notes, "notes": scores.notes()}
-
-
-def _decode(clip: Clip, config: PackConfig) -> Frames:
-    request = DecodeRequest(
-        start_s=clip.start_s,
-        end_s=clip.end_s,
-        source_hz=clip.source_hz,
-        rate_hz=None if clip.episode else config.rate_hz,
-        size_px=(config.size_px, config.size_px),
-        crop=config.fit == "crop",
-        max_frames=config.max_frames,
-    )
-    return decode_source(clip.video, request, config.limits)
-
-
-def _apply_policy(clip: Clip, scores: ClipScores, config: PackConfig) -> None:
-    found = {
-        "static": scores.static_share >= 0.95,
-        "cut": bool(scores.cuts),
-        "damaged": scores.damaged is not None,
-        "variable_rate": scores.variable_rate,
-    }
-    for reason in config.drop:
-        if found[reason]:
-            raise SkipItemError(reason, f"{clip.video}: {'; '.join(scores.notes()) or reason} (policy: drop {reason})")
-
-
-def _rate_hz(times: np.ndarray[Any, np.dtype[np.float64]], clip: Clip, config: PackConfig) -> float:
-    """Returns the clip's mean rate, or the exact one where it is known."""
-    if clip.source_hz is not None and (config.rate_hz is None or clip.episode):
-        return clip.source_hz
-    return round((len(times) - 1) / float(times[-1]), 6) if len(times) > 1 and times[-1] > 0 else _GUESS_HZ
-
-
-def _numbers(clip: Clip, n_frames: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Reads the states and actions of an episode; a clip that is part of it gets its own rows."""
-    rate = clip.source_hz or _GUESS_HZ
-    try:
-        rows = read_rows(clip.episode, rate)
-    except DataError as error:
-        raise SkipItemError("bad_episode", str(error)) from error
-    first = round(clip.start_s * rate)
-    state, action = rows.state[first : first + n_frames], rows.action[first : first + n_frames]
-    if len(state) != n_frames:
-        detail = f"{clip.episode}: {len(rows.state)} rows, but {clip.video} has frames up to {first + n_frames}"
-        raise SkipItemError("length_mismatch", detail)
-    return state, action
 
 
 def _finish(report: JobReport, out: str, config: PackConfig, clips: Sequence[Clip]) -> PackResult:
@@ -344,11 +197,8 @@ def _plan_only(
 ) -> PackResult:
     todo = pending(units, folder=out, resume=resume) if out is not None else list(units)
     start, probed = time.monotonic(), 0
-    for clip in clips[:3]:
-        try:
-            probed += pack_clip(clip, config)[2]["frames"]
-        except SkipItemError:
-            continue
+    for _, made in pack_clips(clips[:3], config):
+        probed += 0 if isinstance(made, SkipItemError) else made.facts["frames"]
     rate = probed / max(time.monotonic() - start, 1e-9)
     frames = round(sum(unit.amount for unit in todo))
     return PackResult(

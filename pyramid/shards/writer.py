@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyramid import files
@@ -18,7 +18,7 @@ from pyramid.types import KEY_PATTERN
 _BLOCK = 512
 
 
-def write_shard(path: str, samples: Iterable[tuple[str, dict[str, bytes]]]) -> list[dict[str, Any]]:
+def write_shard(path: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> list[dict[str, Any]]:
     """Writes ``(key, {member: bytes})`` samples as a webdataset tar, atomically.
 
     The bytes depend on the samples alone: no times, no owners.
@@ -50,7 +50,7 @@ def write_shard(path: str, samples: Iterable[tuple[str, dict[str, bytes]]]) -> l
     return [{**row, **closing} for row in rows]
 
 
-def _check(key: str, members: dict[str, bytes], seen: set[str]) -> None:
+def _check(key: str, members: Mapping[str, bytes], seen: set[str]) -> None:
     if not KEY_PATTERN.fullmatch(key):
         raise DataError(f"'{key}' is no sample key; keys look like corpus-0123456789ab-0000")
     if key in seen:
@@ -60,7 +60,7 @@ def _check(key: str, members: dict[str, bytes], seen: set[str]) -> None:
         raise DataError(f"sample '{key}': members {unknown} are not part of the format; known: {', '.join(MEMBERS)}")
 
 
-def _tar_members(key: str, members: dict[str, bytes]) -> bytes:
+def _tar_members(key: str, members: Mapping[str, bytes]) -> bytes:
     parts = []
     for name in MEMBERS:
         if name in members:

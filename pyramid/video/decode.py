@@ -5,6 +5,7 @@ Which stretch and rate is wanted, and what to do with a bad one, is left to the 
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pyramid.errors import DataError, SkipItemError
 from pyramid.types import Frames
 from pyramid.video.probe import DEFAULT_LIMITS, VideoLimits, open_video
+from pyramid.video.scale import Picture, Scaler
 
 _SEEK_MARGIN_S = 0.5
 """Decoding starts this much before the wanted time, for streams whose key frames carry rounded times."""
@@ -56,39 +58,122 @@ def decode_source(path: str, request: DecodeRequest, limits: VideoLimits = DEFAU
         SkipItemError: ``decode_error`` (damaged), ``no_frames``, ``too_many_frames``, ``size_change``, ``bad_times``,
             ``no_timestamps``, or a reason of `open_video`.
     """
-    pixels: list[NDArray[np.uint8]] = []
-    times: list[float] = []
-    size: tuple[int, int] | None = None
+    stretch = Stretch(request, path)
+    pixels = np.empty((0, 0, 0, 3), np.uint8)
+    with open_source(path, request, limits) as pictures:
+        for n, picture in enumerate(_taken(pictures, stretch)):
+            if n == len(pixels):
+                pixels = _grown(pixels, picture.rgb.shape)
+            pixels[n] = picture.rgb
+    pixels.resize((len(stretch.times_s), *pixels.shape[1:]), refcheck=False)  # Gives back the room that was not needed.
+    return Frames(pixels, np.asarray(stretch.times_s, np.float64))
+
+
+def _taken(pictures: Iterator[tuple[float, Picture]], stretch: Stretch) -> Iterator[Picture]:
+    for time_s, picture in pictures:
+        if time_s >= stretch.stop_s:
+            break
+        if (kept := stretch.push(time_s, picture)) is not None:
+            yield kept
+    if (kept := stretch.close()) is not None:
+        yield kept
+
+
+def _grown(pixels: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Returns room for twice as many frames, with the frames that are there."""
+    room = np.empty((max(2 * len(pixels), 64), *shape), np.uint8)
+    if len(pixels):
+        room[: len(pixels)] = pixels
+    return room
+
+
+class Stretch:
+    """Takes out of a video's frames, pushed in order, the ones that a request wants.
+
+    With a rate, these are the frames nearest to its grid, each at most once: a frame is known to be wanted when its
+    successor is seen, so `push` gives it late, and `close` the last.
+    """
+
+    def __init__(self, request: DecodeRequest, path: str) -> None:
+        self.request, self.path = request, path
+        # Half a millisecond: containers store times in ticks of up to a millisecond.
+        self.start_s, self.stop_s = request.start_s - 5e-4, request.end_s - 5e-4
+        self.times_s: list[float] = []
+        """Times of the frames taken so far, seconds from the video's first frame."""
+        self._held: tuple[float, Picture] | None = None
+        self._size: tuple[int, int] | None = None
+        self._grid = 0
+
+    def push(self, time_s: float, picture: Picture) -> Picture | None:
+        """Takes note of the video's next frame; returns the frame that is now known to be wanted, if one is."""
+        if time_s < self.start_s or time_s >= self.stop_s:
+            return None
+        if self.request.rate_hz is None:
+            return self._take(time_s, picture)
+        held, self._held = self._held, (time_s, picture)
+        if held is None:
+            return None
+        # The held frame is final for every grid time that is nearer to it than to this one.
+        middle = (held[0] + time_s) / 2 - self.request.start_s + 1e-9
+        if self._grid / self.request.rate_hz > middle:
+            return None
+        self._grid = int(middle * self.request.rate_hz) + 1
+        return self._take(*held)
+
+    def close(self) -> Picture | None:
+        """Ends the stretch; returns its last frame if that was held back."""
+        last, held, self._held = None, self._held, None
+        # A millisecond, to which containers round; a grid time past the last frame has no frame of its own.
+        if held and self._grid / (self.request.rate_hz or 1) <= held[0] - self.request.start_s + 1e-3:
+            last = self._take(*held)
+        if not self.times_s:
+            where = f"between {self.request.start_s:.3f} and {self.request.end_s:.3f} s"
+            raise SkipItemError("no_frames", f"{self.path}: no frame {where}")
+        return last
+
+    def _take(self, time_s: float, picture: Picture) -> Picture:
+        if len(self.times_s) >= self.request.max_frames:
+            raise SkipItemError(
+                "too_many_frames", f"{self.path}: more than {self.request.max_frames} frames in one clip"
+            )
+        self._size = self._size or picture.stored_px
+        # Streams that were glued together show another size, or times that go back.
+        if picture.stored_px != self._size:
+            (height, width), (new_height, new_width) = self._size, picture.stored_px
+            detail = f"from {width}x{height} to {new_width}x{new_height} pixels"
+            raise SkipItemError("size_change", f"{self.path}: the picture changes its size {detail} at {time_s:.3f} s")
+        if self.times_s and time_s <= self.times_s[-1]:
+            detail = f"a frame at {time_s:.3f} s follows one at {self.times_s[-1]:.3f} s"
+            raise SkipItemError("bad_times", f"{self.path}: {detail}")
+        self.times_s.append(time_s)
+        return picture
+
+
+@contextlib.contextmanager
+def open_source(
+    path: str, request: DecodeRequest, limits: VideoLimits = DEFAULT_LIMITS
+) -> Iterator[Iterator[tuple[float, Picture]]]:
+    """Opens a video for one pass and yields its frames with their times in seconds, as an iterator.
+
+    It begins at the request's start, or before it, and goes on to the end of the video; its rate and its end are for
+    `Stretch`. Memory does not depend on the length.
+    """
     with open_video(path, limits) as (container, stream):
-        for time_s, frame in _wanted(_timed_frames(container, stream, request, path), request):
-            if len(pixels) >= request.max_frames:
-                raise SkipItemError("too_many_frames", f"{path}: more than {request.max_frames} frames in one clip")
-            size = size or (frame.height, frame.width)
-            _check_next(frame, size, time_s, times, path)
-            pixels.append(to_rgb(frame, request.size_px, crop=request.crop))
-            times.append(time_s)
-    if not pixels:
-        raise SkipItemError("no_frames", f"{path}: no frame between {request.start_s:.3f} and {request.end_s:.3f} s")
-    return Frames(np.stack(pixels), np.asarray(times, np.float64))
-
-
-def _check_next(frame: Any, size: tuple[int, int], time_s: float, before: Sequence[float], path: str) -> None:
-    """Refuses what streams that were glued together show: another size, or times that go back."""
-    if (frame.height, frame.width) != size:
-        detail = f"from {size[1]}x{size[0]} to {frame.width}x{frame.height} pixels"
-        raise SkipItemError("size_change", f"{path}: the picture changes its size {detail} at {time_s:.3f} s")
-    if before and time_s <= before[-1]:
-        raise SkipItemError("bad_times", f"{path}: a frame at {time_s:.3f} s follows one at {before[-1]:.3f} s")
+        scaler = Scaler(request.size_px, crop=request.crop)
+        rate = float(stream.average_rate) if stream.average_rate else None
+        frames = _timed_frames(container, stream, request, path)
+        yield ((time_s, Picture(frame, scaler, rate)) for time_s, frame in frames)
 
 
 def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str) -> Iterator[tuple[float, Any]]:
     """Yields frames with their times in seconds; a stretch far into the file is reached by seeking."""
-    stream.thread_type = "AUTO"
+    # One thread spends the least time of a processor for each frame; packing has its processes.
+    stream.thread_type, stream.codec_context.thread_count = "SLICE", 1
     origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
     target = request.start_s - _SEEK_MARGIN_S
-    if request.source_hz is None and target > 0 and stream.time_base:
-        container.seek(int((target + origin) / stream.time_base), stream=stream, backward=True)
     try:
+        if request.source_hz is None and target > 0 and stream.time_base:
+            container.seek(int((target + origin) / stream.time_base), stream=stream, backward=True)
         for index, frame in enumerate(container.decode(stream)):
             if request.source_hz is not None:
                 yield index / request.source_hz, frame
@@ -99,53 +184,6 @@ def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str
     except (av.error.FFmpegError, OSError) as error:
         detail = str(getattr(error, "strerror", None) or error)
         raise SkipItemError("decode_error", f"{path}: damaged or cut short ({detail})") from error
-
-
-def _wanted(frames: Iterator[tuple[float, Any]], request: DecodeRequest) -> Iterator[tuple[float, Any]]:
-    """Keeps the frames inside the stretch, and of those the ones nearest to the rate's grid, each at most once."""
-    # Half a millisecond: containers store times in ticks of up to a millisecond.
-    inside = (f for f in _until(frames, request.end_s - 5e-4) if f[0] >= request.start_s - 5e-4)
-    if request.rate_hz is None:
-        yield from inside
-        return
-    step, held, i = 1 / request.rate_hz, None, 0
-    for time_s, frame in inside:
-        if held is not None:
-            # The held frame is final for every grid time that is nearer to it than to this one.
-            middle = (held[0] + time_s) / 2 - request.start_s + 1e-9
-            if i * step <= middle:
-                yield held
-                i = int(middle / step) + 1
-        held = (time_s, frame)
-    # A millisecond, to which containers round; a grid time past the last frame has no frame of its own.
-    if held is not None and i * step <= held[0] - request.start_s + 1e-3:
-        yield held
-
-
-def _until(frames: Iterator[tuple[float, Any]], end_s: float) -> Iterator[tuple[float, Any]]:
-    for time_s, frame in frames:
-        if time_s >= end_s:
-            return
-        yield time_s, frame
-
-
-def to_rgb(frame: Any, size_px: tuple[int, int] | None = None, *, crop: bool = False) -> NDArray[np.uint8]:
-    """Converts a PyAV frame to uint8 [H, W, 3] RGB, upright, resized by area averaging to ``size_px`` (H, W)."""
-    turns = round((frame.rotation or 0) / 90) % 4
-    if size_px is None:
-        return _upright(frame.to_ndarray(format="rgb24"), turns)
-    height, width = size_px if turns % 2 == 0 else size_px[::-1]
-    full_height, full_width = height, width
-    if crop:
-        scale = max(height / frame.height, width / frame.width)
-        full_height, full_width = max(round(frame.height * scale), height), max(round(frame.width * scale), width)
-    resized = frame.reformat(full_width, full_height, "rgb24", interpolation="AREA").to_ndarray()
-    top, left = (full_height - height) // 2, (full_width - width) // 2
-    return _upright(resized[top : top + height, left : left + width], turns)
-
-
-def _upright(pixels: NDArray[np.uint8], turns: int) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.rot90(pixels, turns))
 
 
 def decode_mp4(data: bytes, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyramid.types import Frames
+from pyramid.video.scale import LUMA_PX
 
-LUMA_PX = 64
 STATIC_MAD = 2.0
 """A pair whose pictures differ by less shows nothing happening."""
 STATIC_GAP_S = 0.6
@@ -27,6 +27,8 @@ DAMAGE_SPIKE = 20.0
 MIN_FROZEN_FRAMES = 5
 REPEAT_SHARE = 0.1
 BORDER_LUMA = 16
+_CHUNK = 64
+"""Pairs of frames that are compared at once."""
 NEARLY_STATIC_SHARE = 0.3
 MOVING_PX, MOVING_EDGE = 4.0, 4.0
 """A camera moves if the picture's peak does and its edge changes too: an arm alone moves the peak."""
@@ -99,11 +101,15 @@ def to_luma(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def score_clip(frames: Frames) -> ClipScores:
     """Scores a clip of at least one frame."""
-    luma = to_luma(frames.pixels)
-    mad = np.abs(np.diff(luma, axis=0)).mean((1, 2)) if len(luma) > 1 else np.zeros(0, np.float32)
-    first, second = pairs_at_gap(frames.times_s, STATIC_GAP_S)
-    pair_mad = np.abs(luma[second] - luma[first]).mean((1, 2))
-    steps = np.diff(frames.times_s)
+    return score_luma(to_luma(frames.pixels), frames.times_s)
+
+
+def score_luma(luma: NDArray[Any], times_s: NDArray[np.float64]) -> ClipScores:
+    """Scores a clip by its luma, uint8 or whole float32 [T, 64, 64] in 0..255, and its times, float64 [T], seconds."""
+    mad = _mad(luma, np.arange(len(luma) - 1), np.arange(1, len(luma)))
+    first, second = pairs_at_gap(times_s, STATIC_GAP_S)
+    pair_mad = _mad(luma, first, second)
+    steps = np.diff(times_s)
     typical = float(np.median(steps)) if len(steps) else 0.0
     damaged = find_damage(mad)
     whole = np.ones(len(mad), bool)
@@ -123,6 +129,15 @@ def score_clip(frames: Frames) -> ClipScores:
         camera_px=camera_shift(luma, first, second),
         edge_change=edge_change(luma, first, second),
     )
+
+
+def _mad(luma: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Returns the mean absolute difference of pairs of frames; a few at a time, for a clip may be long."""
+    out = np.zeros(len(first), np.float32)
+    for start in range(0, len(first), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        out[part] = np.abs(luma[second[part]].astype(np.float32) - luma[first[part]]).mean((1, 2))
+    return out
 
 
 def repeat_share(mad: NDArray[np.float32]) -> float:
@@ -164,7 +179,7 @@ def find_damage(mad: NDArray[np.float32]) -> tuple[int, int] | None:
     return None
 
 
-def black_border(luma: NDArray[np.float32]) -> tuple[int, int, int, int]:
+def black_border(luma: NDArray[Any]) -> tuple[int, int, int, int]:
     """Counts rows and columns (top, bottom, left, right) that stay below luma 16 in the whole clip."""
     brightest = luma.max(0)
     rows, columns = brightest.max(1) >= BORDER_LUMA, brightest.max(0) >= BORDER_LUMA
@@ -178,7 +193,7 @@ def black_border(luma: NDArray[np.float32]) -> tuple[int, int, int, int]:
     )
 
 
-def has_black_quadrant(luma: NDArray[np.float32]) -> bool:
+def has_black_quadrant(luma: NDArray[Any]) -> bool:
     """Tells whether one quadrant is black (95 % below luma 16) while no other is."""
     dark = (luma < BORDER_LUMA).mean(0)
     half = LUMA_PX // 2
@@ -186,7 +201,7 @@ def has_black_quadrant(luma: NDArray[np.float32]) -> bool:
     return bool(max(shares) >= 0.95 and sorted(shares)[-2] < 0.8)
 
 
-def camera_shift(luma: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp], most: int = 16) -> float:
+def camera_shift(luma: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp], most: int = 16) -> float:
     """Returns the median length of the shift at the peak of the phase correlation, in 1/64 of the picture.
 
     A score, not a pose: a large moving object can move the peak as well.
@@ -202,9 +217,10 @@ def camera_shift(luma: NDArray[np.float32], first: NDArray[np.intp], second: NDA
     return round(float(np.median(np.linalg.norm(shifts, axis=1))), 2)
 
 
-def edge_change(luma: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
+def edge_change(luma: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
     """Returns the median absolute change of luma at the picture's edge, an eighth of its width deep, over pairs."""
     edge = np.ones((LUMA_PX, LUMA_PX), bool)
     depth = LUMA_PX // 8
     edge[depth:-depth, depth:-depth] = False
-    return round(float(np.median(np.abs(luma[second][:, edge] - luma[first][:, edge]))), 3)
+    outer = luma[:, edge].astype(np.int16)
+    return round(float(np.median(np.abs(outer[second] - outer[first]))), 3)

@@ -199,6 +199,62 @@ def test_a_lower_rate_keeps_the_nearest_frames(tmp_path: Path) -> None:
     assert sample.meta["rate_hz"] == pytest.approx(10)
 
 
+PEAK = """
+import sys
+from pyramid.shards.pack import pack
+pack(sys.argv[1], out=sys.argv[2], config={"size_px": 256, "frames_per_shard": 100_000})
+# Not getrusage: its peak counts what the parent held before this program was started.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    peaks = []
+    for n in (40, 800):
+        folder = tmp_path / str(n)
+        drawing.write_video(folder / "v" / "a.mp4", range(n), rate=20, size=(256, 256), options={"preset": "ultrafast"})
+        manifest = scan("folder", str(folder / "v"), out=str(folder / "clips.parquet"), clip_s=60).out
+        call = [sys.executable, "-c", PEAK, manifest, str(folder / "out")]
+        done = subprocess.run(call, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+        assert ShardSet.open(str(folder / "out")).rows[0]["frames"] == n
+    # 760 frames more would be 150 MB as pictures; as luma, with what the scores need, they are less than 40.
+    assert peaks[1] - peaks[0] < 40
+
+
+def test_clips_of_a_video_may_overlap_and_lie_among_others(tmp_path: Path) -> None:
+    from pyramid.corpora.manifest import write_manifest
+    from pyramid.types import Clip
+
+    for name, first in (("a", 0), ("b", 100)):
+        drawing.write_video(tmp_path / f"{name}.mp4", range(first, first + 40), rate=10)
+    stretches = [
+        ("a", 2.0, 3.0),
+        ("b", 0.0, 2.0),
+        ("a", 0.0, 4.0),
+        ("gone", 0.0, 1.0),
+        ("a", 0.5, 2.5),
+        ("b", 1.0, 3.0),
+    ]
+    clips = [
+        Clip(clip_id=f"{i}", corpus="lab", video=str(tmp_path / f"{name}.mp4"), start_s=start, end_s=end)
+        for i, (name, start, end) in enumerate(stretches)
+    ]
+    write_manifest(str(tmp_path / "clips.parquet"), clips, {})
+    for workers, folder in ((1, "one"), (2, "two")):
+        config = {**OPTIONS, "frames_per_shard": 75}
+        result = pack(str(tmp_path / "clips.parquet"), out=str(tmp_path / folder), config=config, workers=workers)
+        assert result.quarantined == {"missing_file": 1}
+    assert drawing.tree(tmp_path / "one") == drawing.tree(tmp_path / "two")
+    shards = ShardSet.open(str(tmp_path / "one"))
+    assert [row["clip_id"] for row in shards.rows] == ["0", "1", "2", "4", "5"]
+    for i, (name, start, end) in enumerate(s for s in stretches if s[0] != "gone"):
+        offset = 100 if name == "b" else 0
+        expected = [offset + n for n in range(40) if start <= n / 10 < end]
+        assert drawing.read_pictures(shards.read(i).frames()) == expected
+
+
 def test_oddities_are_noted_or_dropped(tmp_path: Path) -> None:
     drawing.write_video(tmp_path / "v" / "moves.mp4", range(20), rate=10)
     drawing.write_video(tmp_path / "v" / "still.mp4", [9] * 20, rate=10)

@@ -1,0 +1,132 @@
+"""Decoded frames made small: the picture as RGB, as what the encoder takes, and as the luma that scores are made of.
+
+Reading files and choosing frames is left to `pyramid.video.decode`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+LUMA_PX = 64
+"""Side of the luma pictures that clips are scored by."""
+_BT601 = (2, 5, 6)
+"""Colour matrices that are BT.601, or unspecified, which everybody reads as that."""
+_FULL_RANGE = 2
+_BLACK, _WHITE = 16, 235
+"""Luma of black and white in limited range."""
+
+
+class Scaler:
+    """Scales frames by area means, with contexts that are made once and not for every frame.
+
+    YUV is scaled as it is and becomes RGB when it is small. Area means alone do not alias when a picture shrinks by
+    more than two: the fast bilinear scaler drops rows and columns.
+
+    Args:
+        size_px: (height, width) to resize to; None keeps the size.
+        crop: keep the aspect and cut the centre out instead of squashing the picture.
+    """
+
+    def __init__(self, size_px: tuple[int, int] | None = None, *, crop: bool = False) -> None:
+        self.size_px, self.crop = size_px, crop
+        self._shrink, self._to_rgb, self._to_yuv, self._to_luma = (VideoReformatter() for _ in range(4))
+
+    def _small_yuv(self, frame: Any) -> Any:
+        """Returns the frame scaled in YUV with the colours it has; None where that would lose colour or need a turn."""
+        if self.size_px is None or self.crop or frame.rotation or not frame.format.name.startswith(("yuv4", "yuvj4")):
+            return None
+        height, width = self.size_px
+        if height % 2 or width % 2:
+            return None
+        return self._shrink.reformat(frame, width, height, "yuv420p", interpolation="AREA", threads=1)
+
+    def _rgb_of_small(self, small: Any) -> NDArray[np.uint8]:
+        return _pixels(self._to_rgb.reformat(small, format="rgb24", threads=1))
+
+    def _rgb_direct(self, frame: Any) -> NDArray[np.uint8]:
+        turns = round((frame.rotation or 0) / 90) % 4
+        if self.size_px is None:
+            return _upright(_pixels(self._to_rgb.reformat(frame, format="rgb24", threads=1)), turns)
+        height, width = self.size_px if turns % 2 == 0 else self.size_px[::-1]
+        full_height, full_width = height, width
+        if self.crop:
+            scale = max(height / frame.height, width / frame.width)
+            full_height, full_width = max(round(frame.height * scale), height), max(round(frame.width * scale), width)
+        scaled = self._to_rgb.reformat(frame, full_width, full_height, "rgb24", interpolation="AREA", threads=1)
+        top, left = (full_height - height) // 2, (full_width - width) // 2
+        return _upright(_pixels(scaled)[top : top + height, left : left + width], turns)
+
+    def _yuv_of_rgb(self, rgb: NDArray[np.uint8]) -> Any:
+        return self._to_yuv.reformat(av.VideoFrame.from_ndarray(rgb, format="rgb24"), format="yuv420p", threads=1)
+
+    def _luma_of_yuv(self, yuv: Any) -> NDArray[np.uint8]:
+        small = self._to_luma.reformat(yuv, LUMA_PX, LUMA_PX, "yuv420p", interpolation="AREA", threads=1)
+        plane = small.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:LUMA_PX, :LUMA_PX]
+        luma: NDArray[np.uint8] = _FULL_LUMA[rows]
+        return luma
+
+
+_FULL_LUMA = np.clip((np.arange(256) - _BLACK) * 255 / (_WHITE - _BLACK), 0, 255).round().astype(np.uint8)
+
+
+class Picture:
+    """One frame in the forms that are asked for, each made once; overlapping clips share it."""
+
+    def __init__(self, frame: Any, scaler: Scaler, source_hz: float | None = None) -> None:
+        self._frame, self._scaler = frame, scaler
+        self.source_hz = source_hz
+        """Mean rate that the container declares; None if it declares none."""
+        self.stored_px: tuple[int, int] = (frame.height, frame.width)
+        """Height and width before scaling and turning."""
+        self._small: Any = None
+        self._rgb: NDArray[np.uint8] | None = None
+        self._yuv: Any = None
+        self._luma: NDArray[np.uint8] | None = None
+
+    def _scale(self) -> None:
+        """Makes the small picture, and lets the decoder have its frame back."""
+        if self._frame is not None:
+            self._small = self._scaler._small_yuv(self._frame)
+            if self._small is None:
+                self._rgb = self._scaler._rgb_direct(self._frame)
+            self._frame = None
+
+    @property
+    def rgb(self) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3], RGB, upright."""
+        self._scale()
+        if self._rgb is None:
+            self._rgb = self._scaler._rgb_of_small(self._small)
+        return self._rgb
+
+    @property
+    def yuv(self) -> Any:
+        """The same as a PyAV frame, yuv420p in BT.601 and limited range; needs an even height and width."""
+        self._scale()
+        if self._yuv is None:
+            small = self._small
+            plain = small is not None and small.colorspace in _BT601 and small.color_range != _FULL_RANGE
+            self._yuv = small if plain else self._scaler._yuv_of_rgb(self.rgb)
+        return self._yuv
+
+    @property
+    def luma(self) -> NDArray[np.uint8]:
+        """uint8 [64, 64], luma in 0..255."""
+        if self._luma is None:
+            self._luma = self._scaler._luma_of_yuv(self.yuv)
+        return self._luma
+
+
+def _pixels(frame: Any) -> NDArray[np.uint8]:
+    out: NDArray[np.uint8] = frame.to_ndarray()
+    return out
+
+
+def _upright(pixels: NDArray[np.uint8], turns: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.rot90(pixels, turns))
