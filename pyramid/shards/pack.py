@@ -262,7 +262,8 @@ def pack_clip(clip: Clip, config: PackConfig) -> tuple[str, dict[str, bytes], di
     }
     found = scores.to_dict()
     meta = {**facts, "text_origin": clip.text_origin, "licence": clip.licence, "content": clip.content, "scores": found}
-    members[META] = json.dumps({**meta, "start_s": clip.start_s}, sort_keys=True).encode()
+    told = {"person": clip.person, "verb": clip.verb, "noun": clip.noun, "extra": clip.facts()}
+    members[META] = json.dumps({**meta, **told, "start_s": clip.start_s}, sort_keys=True).encode()
     notes = {"static_share": scores.static_share, "camera_px": scores.camera_px, "cuts": list(scores.cuts)}
     return key, members, {**facts, **notes, "notes": scores.notes()}
 

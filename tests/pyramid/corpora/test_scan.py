@@ -14,7 +14,8 @@ import pytest
 from pyramid import parquet
 from pyramid.corpora.manifest import read_manifest, write_manifest
 from pyramid.corpora.scan import list_clips, scan
-from pyramid.corpora.source import ScanConfig, fingerprint, hold_out
+from pyramid.corpora.source import ScanConfig, fingerprint
+from pyramid.corpora.splits import held_out
 from pyramid.errors import ConfigError, DataError
 from pyramid.types import Clip
 
@@ -89,28 +90,28 @@ def test_a_true_rate_gives_the_true_length(root: Path) -> None:
     assert {c.source_hz for c in clips} == {5.0}
 
 
-def test_a_video_is_held_out_whole_and_the_same_every_time() -> None:
-    clips = [
-        Clip(clip_id=f"folder/v{v:03d}.mp4#{p}.000", corpus="folder", video=f"/x/v{v:03d}.mp4", start_s=p, end_s=p + 1)
-        for v in range(200)
-        for p in range(3)
-    ]
-    split = {c.clip_id: c.split for c in hold_out(clips, ScanConfig(val_share=0.2))}
-    per_video = [{split[f"folder/v{v:03d}.mp4#{p}.000"] for p in range(3)} for v in range(200)]
-    assert all(len(kinds) == 1 for kinds in per_video)
-    assert sum(kinds == {"val"} for kinds in per_video) == pytest.approx(40, abs=16)  # Three standard deviations.
-    some = hold_out(clips[150:300], ScanConfig(val_share=0.2))
-    assert {c.clip_id: c.split for c in some}.items() <= split.items()  # More videos move none.
-    assert {c.clip_id: c.split for c in hold_out(clips, ScanConfig(val_share=0.2, seed=1))} != split
+def test_who_is_held_out_depends_on_the_name_and_the_seed_alone() -> None:
+    names = [f"folder/v{v:03d}.mp4" for v in range(200)]
+    held = held_out(names, ScanConfig(val_share=0.2))
+    assert len(held) == pytest.approx(40, abs=16)  # Three standard deviations.
+    assert held_out(names[50:100], ScanConfig(val_share=0.2)) == held & set(names[50:100])  # More videos move none.
+    assert held_out(reversed(names), ScanConfig(val_share=0.2)) == held
+    assert held_out(names, ScanConfig(val_share=0.2, seed=1)) != held
+
+
+def test_a_video_is_held_out_whole(root: Path) -> None:
+    clips, _ = list_clips("folder", str(root), ScanConfig(clip_s=0.3, val_share=0.5))
+    assert {c.split for c in clips} == {"train", "val"}
+    for video in {c.video for c in clips}:
+        assert len({c.split for c in clips if c.video == video}) == 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_few_videos_are_split_too(n: int) -> None:
-    clips = [Clip(clip_id=f"f/{i}#0.000", corpus="f", video=str(i), start_s=0, end_s=1) for i in range(n)]
     for share in (0.0, 0.1, 0.99):
-        kinds = [c.split for c in hold_out(clips, ScanConfig(val_share=share))]
-        assert "train" in kinds
-        assert ("val" in kinds) == (n > 1 and share > 0)
+        held = held_out([f"f/{i}" for i in range(n)], ScanConfig(val_share=share))
+        assert len(held) < n
+        assert bool(held) == (n > 1 and share > 0)
 
 
 def test_captions_from_jsonl_and_csv(root: Path) -> None:
