@@ -52,7 +52,7 @@ def find(root: str, config: ScanConfig) -> Found:
     known = dict(_from_json(told)) if told else _from_manifests(tree)
     actions = Actions.open(next((path for name in NARRATIONS if (path := _newest(tree, name))), None), _fho(tree))
     found = Found(sources=[], skipped=skipped)
-    where = _piece_times(told, actions)
+    where = _piece_times(tree, told, actions)
     files = [(uid, path, Piece(uid)) for uid, path in whole.items()]
     for uid, path in pieces.items():
         if uid not in where:
@@ -173,26 +173,35 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _from_manifests(tree: Tree) -> dict[str, _Video | str]:
-    """Reads the tables beside the videos, where there is no ``ego4d.json``; their columns vary, so they go by name."""
-    known: dict[str, _Video | str] = {}
+def _manifest_rows(tree: Tree) -> Iterator[dict[str, str]]:
+    """Yields the rows of the tables beside the videos; their columns vary, so they go by name."""
     for path in tree.others:
         if path.rsplit("/", 1)[-1] == "manifest.csv":
             for _, row in read_rows(path, ()):
-                uid = "" if isinstance(row, Quarantined) else row.get("video_uid") or row.get("file_uid") or ""
-                if uid and not isinstance(row, Quarantined):
-                    known.setdefault(uid, _Video(split=_split(row), facts=_facts(row)))
+                if not isinstance(row, Quarantined):
+                    yield row
+
+
+def _from_manifests(tree: Tree) -> dict[str, _Video | str]:
+    """Reads what is known of each video where there is no ``ego4d.json``."""
+    known: dict[str, _Video | str] = {}
+    for row in _manifest_rows(tree):
+        if uid := row.get("video_uid") or row.get("file_uid") or "":
+            known.setdefault(uid, _Video(split=_split(row), facts=_facts(row)))
     return known
 
 
-def _piece_times(told: str | None, actions: Actions) -> dict[str, Piece]:
-    """Returns which stretch of which video each clip file is."""
+def _piece_times(tree: Tree, told: str | None, actions: Actions) -> dict[str, Piece]:
+    """Returns which stretch of which video each clip file is, from whichever file tells."""
     where = dict(actions.pieces)
-    for entry, _ in entries(told, "clips") if told else ():
-        row = entry.load()
+    listed = (entry.load() for entry, _ in (entries(told, "clips") if told else ()))
+    for row, prefix in [*((row, "video") for row in listed), *((row, "parent") for row in _manifest_rows(tree))]:
         try:
-            piece = Piece(str(row["video_uid"]), float(row["video_start_sec"]), float(row["video_end_sec"]))
-            where.setdefault(str(row["clip_uid"]), piece)
+            stretch = float(row[f"{prefix}_start_sec"]), float(row[f"{prefix}_end_sec"])
+            piece = Piece(str(row["video_uid" if prefix == "video" else "parent_video_uid"]), *stretch)
         except (TypeError, ValueError, KeyError):
-            continue  # Not a stretch of a video: whatever it is, no clip file needs it.
+            continue  # Not a stretch of a video: no clip file needs it.
+        for name in ("clip_uid", "exported_clip_uid"):
+            if row.get(name) and piece.start_s < piece.end_s:
+                where.setdefault(str(row[name]), piece)
     return where

@@ -63,8 +63,10 @@ class Actions:
         told: dict[str, Entry] = {}
         acted: dict[str, Entry] = {}
         pieces: dict[str, Piece] = {}
-        for entry, _ in entries(narrations) if narrations else ():
-            _enter(told, entry.key, entry)
+        # One of the two files has its videos at the top, the other within "videos".
+        for entry, row in entries(narrations, "videos", or_all=True) if narrations else ():
+            if isinstance(row, dict):
+                _enter(told, entry.key, entry)
         for entry, row in entries(fho, "videos") if fho else ():
             if not (isinstance(row, dict) and isinstance(row.get("video_uid"), str)):
                 raise DataError(f"'{fho}', byte {entry.offset}: a video without video_uid")
@@ -111,9 +113,9 @@ class Reader:
         told = _narrations(self.actions.narrations.get(piece.video))
         acts = list(self._acts())
         half = min(_mean_gap_s(told), self.config.clip_s) / 2
-        used: set[int] = set()
+        matches, used = _Matches(acts), set[int]()
         for one in told:
-            act = next((act for act in acts if _tells_of(one, act)), None)
+            act = matches.of(one)
             if act is not None:
                 used.add(id(act))
             if not math.isfinite(one.time_s) or piece.holds(one.time_s):
@@ -145,7 +147,7 @@ class Reader:
             detail = f"{where} is at {at} s, outside the file's 0..{duration_s:.3f} s"
             yield Quarantined(item=one.name, reason="outside_video", detail=detail)
             return
-        extra = {"narrator_pass": one.narrator, **({"narration_s": round(at, 6)} if math.isfinite(at) else {})}
+        extra = {"narrator": one.narrator, **({"narration_s": round(at, 6)} if math.isfinite(at) else {})}
         yield from self._finished(
             Window(name=one.name, start_s=at - half, end_s=at + half, text=one.text), act or {}, extra
         )
@@ -164,18 +166,37 @@ class Reader:
             yield replace(window, text=text, text_origin="narration", verb=verb, noun=noun, extra=known)
 
 
-def _tells_of(one: Narration, act: dict[str, Any]) -> bool:
-    """Tells whether an action is the one of a narration: the same uid and, where many share one, time or words."""
-    if not one.uid or act.get("narration_annotation_uid") != one.uid:
-        return False
-    if not one.shared:
-        return True
-    told_at = _number(act.get("narration_timestamp_sec"))
-    if math.isfinite(told_at):
-        return abs(told_at - one.time_s) < 0.5 / CANONICAL_HZ
-    whole = Piece("")
-    inside = _seconds(act.get("start_frame"), whole) <= one.time_s <= _seconds(act.get("end_frame"), whole)
-    return inside and _text(act) == one.text
+class _Matches:
+    """Finds the action of a narration: the same uid and, where many share one, the same moment or words."""
+
+    def __init__(self, acts: list[dict[str, Any]]) -> None:
+        self._of_uid: dict[str, dict[str, Any]] = {}
+        self._at: dict[tuple[str, int], dict[str, Any]] = {}
+        self._untimed: dict[str, list[dict[str, Any]]] = {}
+        for act in acts:
+            uid, told_at = _first_text(act, "narration_annotation_uid"), _number(act.get("narration_timestamp_sec"))
+            self._of_uid.setdefault(uid, act)
+            if math.isfinite(told_at):
+                self._at.setdefault((uid, round(told_at * CANONICAL_HZ)), act)
+            else:
+                self._untimed.setdefault(uid, []).append(act)
+
+    def of(self, one: Narration) -> dict[str, Any] | None:
+        """Returns the action that a narration tells of, if one was annotated."""
+        if not one.shared:
+            return self._of_uid.get(one.uid)
+        if not math.isfinite(one.time_s):
+            return None
+        frame = round(one.time_s * CANONICAL_HZ)
+        near = (self._at.get((one.uid, frame + shift)) for shift in (0, -1, 1))
+        timed = next((act for act in near if act is not None), None)
+        return timed or next((act for act in self._untimed.get(one.uid, []) if self._fits(act, one)), None)
+
+    @staticmethod
+    def _fits(act: dict[str, Any], one: Narration) -> bool:
+        whole = Piece("")
+        inside = _seconds(act.get("start_frame"), whole) <= one.time_s <= _seconds(act.get("end_frame"), whole)
+        return inside and _text(act) == one.text
 
 
 def clean(text: str) -> tuple[str, str]:
@@ -201,47 +222,55 @@ class Narration:
     """When, seconds of the whole video; NaN where it is no number."""
     text: str
     """As written, prefix included."""
-    narrator: int
-    """Which of the two annotators."""
+    narrator: str
+    """Which of the annotators."""
     shared: bool
     """Whether other narrations of the video bear the same uid."""
 
     @property
     def name(self) -> str:
         """A name of its own, also where the uid is shared."""
-        return f"{self.uid}@{self.time_s:.3f}" if self.shared or not self.uid else self.uid
+        return f"{self.uid}@{self.time_s:.3f}" if self.shared else self.uid
 
 
 def _narrations(entry: Entry | None) -> list[Narration]:
     data = entry.load() if entry else {}
-    rows = []
-    for narrator in (1, 2):
-        told = data.get(f"narration_pass_{narrator}") if isinstance(data, dict) else None
-        rows += [(narrator, row) for row in _dicts(told.get("narrations") if isinstance(told, dict) else None)]
-    uids = Counter(row.get("annotation_uid") for _, row in rows if isinstance(row.get("annotation_uid"), str))
-    found = []
-    for narrator, row in rows:
-        uid = row["annotation_uid"] if isinstance(row.get("annotation_uid"), str) else f"pass_{narrator}"
-        text = row.get("narration_text")
-        found.append(
-            Narration(
-                uid=uid,
-                time_s=_number(row.get("timestamp_sec")),
-                text=text if isinstance(text, str) else "",
-                narrator=narrator,
-                shared=uids[uid] != 1,
-            )
+    rows = _told(data) if isinstance(data, dict) else []
+    uids = [_first_text(row, "annotation_uid", "_annotation_uid") for _, row in rows]
+    counts = Counter(uids)
+    return [
+        Narration(
+            uid=uid or narrator,
+            time_s=_number(row.get("timestamp_sec", row.get("time"))),
+            text=_first_text(row, "narration_text", "text"),
+            narrator=narrator,
+            shared=not uid or counts[uid] > 1,
         )
-    return found
+        for (narrator, row), uid in zip(rows, uids, strict=True)
+    ]
+
+
+def _told(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns narrator and row: of ``narration.json`` by passes, of ``all_narrations_redacted.json`` in one list."""
+    found = [(str(row.get("annotator") or "pass_1"), row) for row in _dicts(data.get("narrations"))]
+    for name in ("pass_1", "pass_2"):
+        told = data.get(f"narration_{name}")
+        found += [(name, row) for row in _dicts(told.get("narrations") if isinstance(told, dict) else None)]
+    return [(narrator, row) for narrator, row in found if row.get("is_summary") is not True]
+
+
+def _first_text(row: dict[str, Any], *names: str) -> str:
+    return next((row[name] for name in names if isinstance(row.get(name), str)), "")
 
 
 def _mean_gap_s(narrations: list[Narration]) -> float:
     """Returns the mean time between neighbouring narrations, each annotator's for himself, seconds."""
-    total, count = 0.0, 0
-    for narrator in (1, 2):
-        times = [n.time_s for n in narrations if n.narrator == narrator and math.isfinite(n.time_s)]
-        if len(times) > 1:
-            total, count = total + max(times) - min(times), count + len(times) - 1
+    times: dict[str, list[float]] = {}
+    for one in narrations:
+        if math.isfinite(one.time_s):
+            times.setdefault(one.narrator, []).append(one.time_s)
+    total = sum(max(own) - min(own) for own in times.values())
+    count = sum(len(own) - 1 for own in times.values())
     return total / count if total > 0 else LONE_S
 
 
@@ -272,8 +301,7 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 
 def _text(act: dict[str, Any]) -> str:
-    text = act.get("narration_text")
-    return text if isinstance(text, str) else ""
+    return _first_text(act, "narration_text")
 
 
 def _number(value: object) -> float:

@@ -18,6 +18,7 @@ from pyramid.errors import DataError, UnsafeInputError
 _PIECE = 2**20
 MAX_ENTRY_BYTES = 512 * 2**20
 """Largest single entry."""
+_ENDS = tuple(" \t\n\r,:]}")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -40,11 +41,16 @@ class Entry:
         return parse_json(data, f"'{self.path}', byte {self.offset}")
 
 
-def entries(path: str, inside: str = "") -> Iterator[tuple[Entry, Any]]:
-    """Yields the members of a document's object, or the items of the array that its member ``inside`` holds.
+def entries(path: str, inside: str = "", *, or_all: bool = False) -> Iterator[tuple[Entry, Any]]:
+    """Yields the members of a document's object, or those of the array or object that its member ``inside`` holds.
 
     The values are parsed with every byte as a letter, which is right for structure and plain ASCII; `Entry.load` gives
     the true texts.
+
+    Args:
+        path: the document.
+        inside: name of a member; empty for the document itself.
+        or_all: yield the document's other members, too.
 
     Raises:
         DataError: the document is no such JSON; the byte is named.
@@ -52,15 +58,15 @@ def entries(path: str, inside: str = "") -> Iterator[tuple[Entry, Any]]:
     with files.open_read(path) as stream:
         text = _Text(stream, path)
         text.take("{")
-        for key in text.members("}"):
-            name = text.key() if key else ""
-            if inside and name == inside:
-                text.take("[")
-                for _ in text.members("]"):
-                    yield text.value("")
+        for _ in text.members("}"):
+            name = text.key()
+            if inside and name == inside and (opening := text.peek()) in ("[", "{"):
+                text.take(opening)
+                for keyed in text.members("]" if opening == "[" else "}"):
+                    yield text.value(text.key() if keyed else "")
             else:
                 found = text.value(name)
-                if not inside:
+                if or_all or not inside:
                     yield found
 
 
@@ -132,8 +138,8 @@ class _Text:
             except RecursionError as error:
                 raise self._wrong("nested too deeply") from error
             else:
-                # A number may go on in the next piece.
-                if end < len(self.text) or self.ended:
+                # Without what ends it, a number may go on in the next piece: "1", ".5", "e3".
+                if self.text[end : end + 1] in _ENDS or self.ended:
                     entry = Entry(self.path, key, self.base + self.at, end - self.at)
                     self.at = end
                     return entry, found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,13 +12,12 @@ import drawing
 import numpy as np
 import pytest
 
-from pyramid import parquet
-from pyramid.corpora.manifest import read_manifest, write_manifest
+from pyramid import files, parquet
+from pyramid.corpora.manifest import read_manifest
 from pyramid.corpora.scan import list_clips, scan
 from pyramid.corpora.source import ScanConfig, fingerprint
 from pyramid.corpora.splits import held_out
 from pyramid.errors import ConfigError, DataError
-from pyramid.types import Clip
 
 
 @pytest.fixture
@@ -152,6 +152,47 @@ def test_generated_clips_carry_their_instruction(tmp_path: Path) -> None:
     assert {(c.tier, c.embodiment, c.corpus) for c in clips} == {("middle", "generated", "generated")}
 
 
+def test_generated_clips_that_were_split_have_label_files(tmp_path: Path) -> None:
+    labels = {
+        "0": "pick up\n the  cup \n",
+        "1": "",
+        "2": None,
+        "3": "x" * 501,
+        "4": b"caf\xe9",
+        "10_open_it": "close it",
+    }
+    for number, (name, label) in enumerate(labels.items()):
+        drawing.write_video(tmp_path / "a" / "videos" / f"{name}.mp4", range(number * 10, number * 10 + 10), rate=10)
+        (tmp_path / "a" / "labels").mkdir(exist_ok=True)
+        if label is not None:
+            data = label if isinstance(label, bytes) else label.encode()
+            (tmp_path / "a" / "labels" / f"{name}.txt").write_bytes(data)
+    drawing.write_video(tmp_path / "other" / "5_push_it.mp4", range(900, 910), rate=10)
+    clips, skipped = list_clips("generated", str(tmp_path), ScanConfig())
+    assert {c.clip_id.partition("/")[2]: (c.text, c.text_origin) for c in clips} == {
+        "a/videos/0.mp4#0.000": ("pick up the cup", "label"),
+        "a/videos/1.mp4#0.000": ("", ""),
+        "a/videos/2.mp4#0.000": ("", ""),
+        "a/videos/10_open_it.mp4#0.000": ("close it", "label"),
+        "other/5_push_it.mp4#0.000": ("push it", "file_name"),
+    }
+    assert {(Path(q.item).name, q.reason) for q in skipped} == {("3.mp4", "bad_label"), ("4.mp4", "bad_label")}
+
+
+def test_the_digest_of_the_inputs_is_that_of_the_list_of_contents(root: Path, tmp_path: Path) -> None:
+    """It is summed up while clips pass by; nobody who reads it sees a difference."""
+    out = scan("folder", str(root), out=str(tmp_path / "c"), clip_s=0.5).out
+    contents = [clip.content for clip in read_manifest(out)]
+    assert parquet.metadata(out)["inputs"] == {"clips": files.digest(contents)}
+
+
+def test_names_that_are_no_text_are_set_aside(root: Path) -> None:
+    (root / "a.mkv").rename(os.fsdecode(os.fsencode(root) + b"/caf\xe9.mkv"))
+    clips, skipped = list_clips("folder", str(root), ScanConfig())
+    assert len(clips) == 2
+    assert [(q.reason, Path(q.item).name) for q in skipped] == [("not_utf8", "caf\\udce9.mkv")]
+
+
 def test_robot_episodes_come_with_their_numbers(tmp_path: Path) -> None:
     from pyramid.lerobot import EpisodeData, Layout, write_v21
 
@@ -210,36 +251,6 @@ def test_wrong_calls_are_refused(root: Path, tmp_path: Path) -> None:
     assert not Path(out).exists()
     assert scan("folder", str(root), dry_run=True).clips == 3
     assert scan("folder", str(root), out=out, limit=1).clips == 1
-
-
-def test_a_manifest_is_read_back_and_wrong_ones_are_named(tmp_path: Path) -> None:
-    clips = [
-        Clip(clip_id=f"f/{i}", corpus="f", video="v", start_s=i, end_s=i + 1, source_hz=[None, 5.0][i])
-        for i in range(2)
-    ]
-    path = str(tmp_path / "clips.parquet")
-    write_manifest(path, clips, {"tool": "x"})
-    assert read_manifest(path) == clips
-    table = parquet.read(path)
-    parquet.write(path, table.take([0, 0]))
-    with pytest.raises(DataError, match="row 1: the clip id 'f/0' stands twice"):
-        read_manifest(path)
-    for name, value, message in (
-        ("end_s", -1.0, "row 1"),
-        ("end_s", None, "row 1"),
-        ("tier", "x", "row 1"),
-        ("corpus", None, "row 1"),
-    ):
-        cells = table[name].to_pylist()
-        cells[1] = value
-        parquet.write(path, table.set_column(table.column_names.index(name), table.schema.field(name), [cells]))
-        with pytest.raises(DataError, match=message):
-            read_manifest(path)
-    parquet.write(path, table.drop_columns(["video"]))
-    with pytest.raises(DataError, match="no column video"):
-        read_manifest(path)
-    with pytest.raises(DataError, match="pyramid scan"):
-        read_manifest(str(tmp_path / "none"))
 
 
 def test_fingerprints_see_size_head_and_tail(tmp_path: Path) -> None:
