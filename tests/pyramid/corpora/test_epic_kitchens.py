@@ -9,6 +9,7 @@ from pathlib import Path
 import drawing
 import pytest
 
+from pyramid import files
 from pyramid.corpora.epic_kitchens import TABLES, read_actions
 from pyramid.corpora.scan import list_clips, scan
 from pyramid.corpora.source import ScanConfig
@@ -68,7 +69,7 @@ def root(tmp_path: Path) -> Path:
     return place
 
 
-def look(root: Path, **options: object) -> tuple[dict[str, Clip], dict[str, str]]:
+def look(root: Path | str, **options: object) -> tuple[dict[str, Clip], dict[str, str]]:
     clips, skipped = list_clips("epic-kitchens", str(root), ScanConfig(**options))
     return {c.clip_id: c for c in clips}, {q.item: q.reason for q in skipped}
 
@@ -193,6 +194,16 @@ def test_without_tables_whole_videos_are_cut(root: Path) -> None:
     clips, skipped = look(root, clip_s=3.0)
     assert (len(clips), skipped) == (8, {})
     assert {c.person for c in clips.values()} == {"P01", "P02"}
+
+
+def test_a_bucket_gives_the_same_clips_as_a_disk(root: Path, s3: str) -> None:
+    for path in root.rglob("*.*"):
+        files.write_bytes(f"{s3}/epic/{path.relative_to(root)}", path.read_bytes())
+    here, there = look(root)[0], look(f"{s3}/epic")[0]
+    assert {n: {**vars(c), "video": ""} for n, c in here.items()} == {
+        n: {**vars(c), "video": ""} for n, c in there.items()
+    }
+    assert len(there) == 6
 
 
 def test_long_actions_are_cut_into_equal_parts(root: Path) -> None:
