@@ -141,7 +141,7 @@ def _from_json(path: str) -> Iterator[tuple[str, _Video | str]]:
         seen.add(uid)
         try:
             closed = tuple(_seconds(interval) for interval in row.get("redacted_intervals") or ())
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             yield uid, f"has a redacted interval that is none ({error!r})"
             continue
         person = row.get("fb_participant_id")
@@ -166,10 +166,12 @@ def _split(row: dict[str, Any]) -> Literal["", "train", "val"]:
 
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
-    scenarios = row.get("scenarios") or []
+    """Returns scenarios and device; a table writes the former as ``[A|B]``."""
+    scenarios, device = row.get("scenarios"), row.get("device")
     if isinstance(scenarios, str):
         scenarios = scenarios.strip("[]").split("|")
-    facts = {"scenarios": [str(name) for name in scenarios], "device": str(row.get("device") or "")}
+    names = [name for name in scenarios if isinstance(name, str)] if isinstance(scenarios, list) else []
+    facts = {"scenarios": names, "device": device if isinstance(device, str) else ""}
     return {name: value for name, value in facts.items() if value}
 
 
@@ -199,7 +201,7 @@ def _piece_times(tree: Tree, told: str | None, actions: Actions) -> dict[str, Pi
         try:
             stretch = float(row[f"{prefix}_start_sec"]), float(row[f"{prefix}_end_sec"])
             piece = Piece(str(row["video_uid" if prefix == "video" else "parent_video_uid"]), *stretch)
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, OverflowError):
             continue  # Not a stretch of a video: no clip file needs it.
         for name in ("clip_uid", "exported_clip_uid"):
             if row.get(name) and piece.start_s < piece.end_s:

@@ -21,6 +21,7 @@ CANONICAL_HZ = 30.0
 """Rate at which the annotations count frames, whatever a file's rate is."""
 LONE_S = 2.0
 """Length of the window of a narration that has no neighbour, seconds."""
+_MOST = 1e15
 _PREFIX = re.compile(r"#(C C|C|O|unsure)\b\s*", re.IGNORECASE)
 _WHO = {"c": "wearer", "c c": "wearer", "o": "other", "unsure": "unsure"}
 _UNSURE = re.compile(r"#unsure\b", re.IGNORECASE)
@@ -305,7 +306,10 @@ def _text(act: dict[str, Any]) -> str:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    """Returns a number, and NaN for whatever is none or too large for one."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _MOST:
+        return math.nan
+    return float(value)
 
 
 def _seconds(frame: object, piece: Piece) -> float:

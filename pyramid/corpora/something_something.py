@@ -15,6 +15,7 @@ from pyramid.jobs import Quarantined
 
 SPLITS = ("train", "validation", "test")
 CLASSES = ("labels.json", "something-something-v2-labels.json")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _VIDEO = re.compile(r"\d{1,9}")
 _HOLE = re.compile(r"\[([^\[\]]*)\]")
 
@@ -78,7 +79,7 @@ def _classes(tree: Tree) -> dict[str, int]:
     found = read_table_json(path) if path else {}
     if not isinstance(found, dict):
         raise DataError(f"'{path}': expected an object with the number of each template")
-    return {str(name): int(number) for name, number in found.items() if str(number).isdigit()}
+    return {str(name): int(number) for name, number in found.items() if _NUMBER.fullmatch(str(number))}
 
 
 def _known(row: dict[str, Any], split: str, numbers: dict[str, int]) -> dict[str, Any]:

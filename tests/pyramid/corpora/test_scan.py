@@ -144,6 +144,13 @@ def test_broken_captions_are_named(root: Path, line: str) -> None:
         list_clips("folder", str(root), ScanConfig())
 
 
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl"])
+def test_captions_that_are_no_utf8_are_named(root: Path, name: str) -> None:
+    (root / name).write_bytes("file,text\na.mkv,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match=rf"{name}' is not UTF-8 text \(byte"):
+        list_clips("folder", str(root), ScanConfig())
+
+
 def test_generated_clips_carry_their_instruction(tmp_path: Path) -> None:
     drawing.write_video(tmp_path / "3_push_the_cup.mp4", range(10), rate=10)
     drawing.write_video(tmp_path / "noname.mp4", range(10, 20), rate=10)
