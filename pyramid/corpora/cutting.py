@@ -121,11 +121,12 @@ def _windows(opened: _Opened, config: ScanConfig) -> Iterable[Window | Quarantin
 
 
 def _whole(opened: _Opened, config: ScanConfig) -> Iterator[Window]:
-    source, at = opened.source, 0.0
+    source, at, left = opened.source, 0.0, False
     for start, stop in [*sorted(source.closed), (opened.duration_s, math.inf)]:
         end = min(start, opened.duration_s)
         # What is left between two closed stretches may be shorter than a clip; it is nobody's loss.
         if end - at >= config.min_clip_s:
+            left = True
             yield Window(
                 name="",
                 start_s=at,
@@ -137,6 +138,8 @@ def _whole(opened: _Opened, config: ScanConfig) -> Iterator[Window]:
                 extra=source.extra,
             )
         at = max(at, stop)
+    if not left:
+        raise SkipItemError("redacted", f"{source.video}: the publisher blanked out all of it")
 
 
 def _placed(window: Window, opened: _Opened, config: ScanConfig, names: set[str]) -> Window:

@@ -101,7 +101,9 @@ def _refuse_repeated_ids(path: str) -> None:
 
 
 def _compare(path: str, hashes: array[int]) -> None:
-    ordered = np.sort(np.asarray(hashes, np.int64))
+    # The same memory, sorted in place: their order means nothing.
+    ordered = np.asarray(hashes)
+    ordered.sort()
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     seen: set[str] = set()
     for number, clip_id in enumerate(_ids(path) if suspects else ()):

@@ -254,6 +254,15 @@ def test_nothing_that_touches_a_redaction_becomes_a_clip(root: Path) -> None:
         scan("ego4d", str(root), dry_run=True)
 
 
+def test_a_video_that_is_blanked_out_altogether_is_named(root: Path) -> None:
+    film(root / "v2" / "video_540ss" / f"{uid(2)}.mp4", 3)
+    closed = [{"start_frame": 40, "end_frame": 9000}, {"start_frame": 0, "end_frame": 50}]
+    put(root / "v2" / "ego4d.json", {"videos": [meta(1, redacted_intervals=closed), meta(2)]})
+    clips, skipped = look(root)
+    assert [c.clip_id for c in clips.values()] == [f"ego4d/{uid(2)}#0.000"]
+    assert skipped == {str(root / "v2" / "video_540ss" / f"{uid(1)}.mp4"): "redacted"}
+
+
 @pytest.mark.parametrize("interval", [{"start_frame": None, "end_frame": 5}, {"start_frame": 9, "end_frame": 3}, {}, 5])
 def test_a_redaction_that_makes_no_sense_closes_the_video(root: Path, interval: Any) -> None:
     film(root / "v2" / "video_540ss" / f"{uid(2)}.mp4", 3)
