@@ -6,7 +6,7 @@ What the columns mean is left to the rooms above.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyramid import files
@@ -30,6 +30,71 @@ def write(path: files.Location, table: pa.Table, metadata: Mapping[str, Any] | N
         table = table.replace_schema_metadata({**kept, _METADATA_KEY: files.canonical_json(metadata).encode()})
     with files.atomic_write(path) as stream:
         pq.write_table(table, stream, compression="zstd")
+
+
+def write_groups(
+    path: files.Location, schema: pa.Schema, tables: Iterable[pa.Table], metadata: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Writes tables one after the other as row groups of one zstd Parquet file, atomically, holding one at a time.
+
+    ``metadata`` is asked when all tables are written, so it may tell of them. Types must be Parquet's own.
+    """
+    import pyarrow.parquet as pq
+
+    # A stored Arrow schema would hide what is added to the metadata at the end from its readers.
+    options = {"compression": "zstd", "store_schema": False}
+    with files.atomic_write(path) as stream, pq.ParquetWriter(stream, schema, **options) as writer:
+        for table in tables:
+            writer.write_table(table)
+        writer.add_key_value_metadata({_METADATA_KEY: files.canonical_json(metadata()).encode()})
+
+
+def iter_batches(
+    path: files.Location,
+    schema: pa.Schema,
+    *,
+    optional: Collection[str] = (),
+    rows: int = _PIECE_ROWS,
+    max_bytes: int = 2**30,
+    max_total_bytes: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Yields the columns of ``schema`` in batches of ``rows``, cast to its types; one batch is in memory at a time.
+
+    Args:
+        path: the file.
+        schema: columns wanted, with their types.
+        optional: columns of ``schema`` that may be missing.
+        rows: rows in a batch, all but the last.
+        max_bytes: what one batch may take, bytes.
+        max_total_bytes: what all batches together may take; None for any.
+
+    Raises:
+        DataError: no Parquet file, without one of the columns, or with one of another kind.
+        UnsafeInputError: a batch or the whole would fill the memory.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with files.open_read(path) as stream:
+        try:
+            texts = [column.path for column in pq.ParquetFile(stream).schema if column.physical_type == "BYTE_ARRAY"]
+            stream.seek(0)
+            file = pq.ParquetFile(stream, read_dictionary=texts)
+            there = file.schema_arrow.names
+            missing = [name for name in schema.names if name not in there and name not in optional]
+            if missing:
+                raise DataError(f"'{path}' has no column {', '.join(missing)}; it has {', '.join(there)}")
+            wanted = pa.schema([field for field in schema if field.name in there])
+            total = 0
+            for piece in file.iter_batches(batch_size=rows, columns=wanted.names):
+                size = sum(_memory_bytes(column) for column in piece.columns)
+                _refuse_large(size, path, max_bytes)
+                total += size
+                _refuse_large(total, path, total if max_total_bytes is None else max_total_bytes)
+                piece.validate(full=True)
+                yield piece.select(wanted.names).cast(wanted)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"'{path}' is not a readable Parquet file: {error}") from error
 
 
 def read(

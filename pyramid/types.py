@@ -5,6 +5,7 @@ They hold and check; reading, decoding and computing is left to the rooms that n
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -56,6 +57,14 @@ class Clip:
     """Parquet file with the clip's states and actions; empty when there are none."""
     content: str = ""
     """sha256 of the video file."""
+    person: str = ""
+    """Who wears the camera or acts, as the publisher names them; empty when unknown. Never in two splits."""
+    verb: str = ""
+    """The action's class in the publisher's words; empty when unknown."""
+    noun: str = ""
+    """What is acted on, in the publisher's words; empty when unknown."""
+    extra: str = ""
+    """What else the publisher says of this clip: a JSON object as text; empty when there is nothing."""
 
     def __post_init__(self) -> None:
         """Refuses values that no later stage could make sense of."""
@@ -68,6 +77,21 @@ class Clip:
             raise DataError(f"clip '{self.clip_id}': tier '{self.tier}' is none of {', '.join(TIERS)}")
         if self.source_hz is not None and not (np.isfinite(self.source_hz) and self.source_hz > 0):
             raise DataError(f"clip '{self.clip_id}': a rate of {self.source_hz} Hz is not a rate")
+        self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        """Returns ``extra`` as data.
+
+        Raises:
+            DataError: it is no JSON object.
+        """
+        try:
+            found = json.loads(self.extra) if self.extra else {}
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"clip '{self.clip_id}': its extra data is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise DataError(f"clip '{self.clip_id}': its extra data is no JSON object")
+        return found
 
     @property
     def duration_s(self) -> float:

@@ -1,13 +1,16 @@
-"""The clip manifest: one Parquet file, a row per clip.
+"""The clip manifest: one Parquet file, a row per clip, written and read without ever holding all of it.
 
 Where clips come from is left to the corpora beside this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pyramid import files, parquet
@@ -16,32 +19,95 @@ from pyramid.types import Clip
 
 _FLOATS = {"start_s", "end_s", "source_hz"}
 SCHEMA = pa.schema([(name, pa.float64() if name in _FLOATS else pa.string()) for name in Clip.columns()])
+OPTIONAL = ("person", "verb", "noun", "extra")
+"""Columns that a manifest may lack."""
+GROUP_ROWS = 16_384
+"""Clips in a row group, and in memory at a time."""
+_IDS = pa.schema([("clip_id", pa.string())])
 
 
-def write_manifest(path: str, clips: Sequence[Clip], metadata: dict[str, Any]) -> None:
-    """Writes clips in the order given, with provenance as the file's metadata."""
-    rows = [{name: getattr(clip, name) for name in Clip.columns()} for clip in clips]
-    parquet.write(path, pa.Table.from_pylist(rows, schema=SCHEMA), metadata)
+def write_manifest(
+    path: str, clips: Iterable[Clip], metadata: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+) -> None:
+    """Writes clips in the order given, as they come, with provenance as the file's metadata.
+
+    A function for ``metadata`` is called when the last clip is written.
+    """
+    told = metadata if callable(metadata) else lambda: metadata
+    parquet.write_groups(path, SCHEMA, _tables(iter(clips)), told)
 
 
-def read_manifest(path: str) -> list[Clip]:
-    """Reads a clip manifest, whoever wrote it.
+def _tables(clips: Iterator[Clip]) -> Iterator[pa.Table]:
+    while group := list(itertools.islice(clips, GROUP_ROWS)):
+        yield pa.table({name: [getattr(clip, name) for clip in group] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def iter_manifest(path: str, batch: int = GROUP_ROWS) -> Iterator[Clip]:
+    """Yields the clips of a manifest, whoever wrote it, with ``batch`` of them in memory at a time.
+
+    That no id stands twice is made sure first, in 8 bytes a clip.
 
     Raises:
         DataError: a missing column, a value that is no clip, or one id twice; the row is named.
     """
+    return _iter(path, batch, None)
+
+
+def read_manifest(path: str) -> list[Clip]:
+    """Reads a whole clip manifest, whoever wrote it; `iter_manifest` reads one that is larger than the memory.
+
+    Raises:
+        DataError: a missing column, a value that is no clip, or one id twice; the row is named.
+    """
+    return list(_iter(path, GROUP_ROWS, files.MAX_READ_BYTES))
+
+
+def _iter(path: str, batch: int, max_total_bytes: int | None) -> Iterator[Clip]:
     if not files.exists(path):
         raise DataError(f"no clip manifest '{path}'; make one: pyramid scan folder VIDEOS --out {path}")
-    table = parquet.read(path, Clip.columns())
-    clips: list[Clip] = []
+    _refuse_repeated_ids(path)
+    number = 0
+    for piece in parquet.iter_batches(path, SCHEMA, optional=OPTIONAL, rows=batch, max_total_bytes=max_total_bytes):
+        for row in piece.to_pylist():
+            yield _clip(row, f"'{path}', row {number}")
+            number += 1
+
+
+def _clip(row: Mapping[str, Any], where: str) -> Clip:
+    empty = [name for name, value in row.items() if value is None and name != "source_hz"]
+    if empty:
+        raise DataError(f"{where}: {', '.join(empty)} is null")
+    try:
+        return Clip(**row)
+    except (DataError, TypeError) as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _ids(path: str) -> Iterator[str]:
+    for piece in parquet.iter_batches(path, _IDS):
+        yield from piece.column(0).to_pylist()
+
+
+def _refuse_repeated_ids(path: str) -> None:
+    """Compares 64-bit hashes, and the ids themselves only where two hashes are equal."""
+    hashes, next_check = array("q"), 4 * GROUP_ROWS
+    for clip_id in _ids(path):
+        hashes.append(hash(clip_id))
+        # A file of few bytes can repeat itself for ever; it is found out before the list is twice as long.
+        if len(hashes) >= next_check:
+            _compare(path, hashes)
+            next_check *= 2
+    _compare(path, hashes)
+
+
+def _compare(path: str, hashes: array[int]) -> None:
+    # The same memory, sorted in place: their order means nothing.
+    ordered = np.asarray(hashes)
+    ordered.sort()
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     seen: set[str] = set()
-    for number, row in enumerate(table.to_pylist()):
-        try:
-            clip = Clip(**{name: row[name] for name in Clip.columns()})
-        except (DataError, TypeError) as error:
-            raise DataError(f"'{path}', row {number}: {error}") from error
-        if clip.clip_id in seen:
-            raise DataError(f"'{path}', row {number}: the clip id '{clip.clip_id}' stands twice")
-        seen.add(clip.clip_id)
-        clips.append(clip)
-    return clips
+    for number, clip_id in enumerate(_ids(path) if suspects else ()):
+        if hash(clip_id) in suspects:
+            if clip_id in seen:
+                raise DataError(f"'{path}', row {number}: the clip id '{clip_id}' stands twice")
+            seen.add(clip_id)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pyramid import files
 from pyramid.config import provenance, resolve
-from pyramid.corpora import folder, generated, lerobot
+from pyramid.corpora import ego4d, epic_kitchens, folder, generated, lerobot, something_something
+from pyramid.corpora.cutting import cut_into_clips
 from pyramid.corpora.manifest import write_manifest
-from pyramid.corpora.source import Found, ScanConfig, cut_into_clips
+from pyramid.corpora.source import Found, ScanConfig, readable
 from pyramid.errors import ConfigError, DataError, nearest
 from pyramid.jobs import Quarantined, count_reasons
 from pyramid.types import Clip
 
 KINDS: dict[str, Callable[[str, ScanConfig], Found]] = {
     "folder": folder.find,
+    "ego4d": ego4d.find,
+    "epic-kitchens": epic_kitchens.find,
+    "something-something": something_something.find,
     "generated": generated.find,
     "lerobot": lerobot.find,
 }
+MAX_LISTED = 10_000
+"""Refused items that the manifest lists one by one; their counts are always whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +41,44 @@ class ScanResult:
     hours: float
     """Their total length."""
     skipped: dict[str, int]
-    """Files refused, by reason."""
+    """Files and annotations refused, by reason."""
     out: str
     """The manifest; empty on a dry run."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Annotations left out on purpose, by reason: of other people, of videos that are not here."""
     items: list[Quarantined] = field(default_factory=list)
-    """The refused files with their reasons."""
+    """What was refused, with reasons."""
 
     def __repr__(self) -> str:
-        aside = f", {sum(self.skipped.values())} files refused" if self.skipped else ""
-        return f"{self.clips} clips, {self.hours * 60:.1f} min{aside} -> {self.out or 'nothing written'}"
+        aside = f", {sum(self.skipped.values())} refused" if self.skipped else ""
+        left = "".join(f", {n} left out ({reason})" for reason, n in self.dropped.items())
+        return f"{self.clips} clips, {self.hours * 60:.1f} min{aside}{left} -> {self.out or 'nothing written'}"
+
+
+class _Tally:
+    """Counts clips on their way into the manifest, so that none has to be kept."""
+
+    def __init__(self) -> None:
+        self.clips, self.seconds = 0, 0.0
+        self.skipped: list[Quarantined] = []
+        self._contents = hashlib.sha256(b"[")
+
+    def of(self, stream: Iterable[Clip | Quarantined]) -> Iterator[Clip]:
+        """Passes clips on and keeps what is set aside."""
+        for item in stream:
+            if isinstance(item, Quarantined):
+                self.skipped.append(readable(item))
+                continue
+            self._contents.update((b"," if self.clips else b"") + files.canonical_json(item.content).encode())
+            self.clips += 1
+            self.seconds += item.duration_s
+            yield item
+
+    def digest(self) -> str:
+        """Returns what `files.digest` gives for the list of all contents."""
+        whole = self._contents.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
 
 
 def scan(
@@ -56,7 +94,7 @@ def scan(
     """Lists the clips of a corpus in one manifest.
 
     Args:
-        kind: how the corpus is laid out: folder, generated or lerobot.
+        kind: how the corpus is laid out: folder, ego4d, epic-kitchens, something-something, generated or lerobot.
         root: the corpus's folder.
         out: the manifest to write, such as clips.parquet.
         config: a preset, a YAML file or options.
@@ -76,34 +114,55 @@ def scan(
         raise DataError(f"'{root}' is not there; name the folder of the corpus")
     if not files.is_dir(root):
         raise DataError(f"'{root}' is a file; name the folder that holds the videos")
-    clips, skipped = list_clips(kind, root, cfg, limit)
-    if not clips:
-        reasons = "; ".join(item.detail for item in skipped[:3])
-        raise DataError(
-            f"'{root}' holds no video that can be used" + (f": {reasons}" if reasons else " (no video file at all)")
-        )
-    if not dry_run:
-        inputs = {"clips": files.digest([clip.content for clip in clips])}
-        aside = [vars(item) for item in skipped]
-        write_manifest(str(out), clips, {**provenance(config=cfg, inputs=inputs), "skipped": aside})
+    found, stream = _look(kind, root, cfg, limit)
+    tally = _Tally()
+
+    def clips() -> Iterator[Clip]:
+        yield from tally.of(stream)
+        if not tally.clips:
+            reasons = "; ".join(item.detail for item in tally.skipped[:3])
+            raise DataError(
+                f"'{root}' holds no video that can be used" + (f": {reasons}" if reasons else " (no video file at all)")
+            )
+
+    def metadata() -> dict[str, Any]:
+        aside = {"skipped": [vars(item) for item in tally.skipped[:MAX_LISTED]]}
+        counts = {"skipped_counts": count_reasons(tally.skipped), "dropped": _counts(found.dropped)}
+        return {**provenance(config=cfg, inputs={"clips": tally.digest()}), **aside, **counts}
+
+    if dry_run:
+        for _ in clips():
+            pass
+    else:
+        write_manifest(str(out), clips(), metadata)
     return ScanResult(
-        clips=len(clips),
-        hours=sum(clip.duration_s for clip in clips) / 3600,
-        skipped=count_reasons(skipped),
+        clips=tally.clips,
+        hours=tally.seconds / 3600,
+        skipped=count_reasons(tally.skipped),
         out="" if dry_run else str(out),
-        items=skipped,
+        dropped=_counts(found.dropped),
+        items=tally.skipped,
     )
+
+
+def _counts(counter: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counter.items()))
+
+
+def _look(kind: str, root: str, config: ScanConfig, limit: int | None) -> tuple[Found, Iterator[Clip | Quarantined]]:
+    # Absolute, so that the manifest can be used from anywhere; the ids hold relative names only.
+    root = root if files.is_remote(root) else str(Path(root).resolve())
+    found = KINDS[kind](root, config)
+    if limit is not None:
+        found = replace(found, sources=found.sources[:limit])
+    corpus = config.corpus or kind.replace("-", "_")
+    return found, itertools.chain(found.skipped, cut_into_clips(found, config, corpus))
 
 
 def list_clips(
     kind: str, root: str, config: ScanConfig, limit: int | None = None
 ) -> tuple[list[Clip], list[Quarantined]]:
-    """Returns a corpus's clips and its refused files, without writing anything."""
-    # Absolute, so that the manifest can be used from anywhere; the ids hold relative names only.
-    root = root if files.is_remote(root) else str(Path(root).resolve())
-    found = KINDS[kind](root, config)
-    if limit is not None:
-        found = Found(
-            sources=found.sources[:limit], skipped=found.skipped, tier=found.tier, embodiment=found.embodiment
-        )
-    return cut_into_clips(found, config, config.corpus or kind)
+    """Returns a corpus's clips and what it refuses, all in memory, without writing anything."""
+    tally = _Tally()
+    clips = list(tally.of(_look(kind, root, config, limit)[1]))
+    return clips, tally.skipped

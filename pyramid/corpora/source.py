@@ -1,22 +1,20 @@
-"""What every corpus shares: sources found, sources refused, cutting videos into clips, splits, fingerprints.
+"""What every corpus shares: how it is asked, the videos it finds and the windows in them, what it refuses.
 
-How a corpus is laid out on disk is left to its own file.
+How a corpus is laid out on disk is left to its own file, cutting videos into clips to `pyramid.corpora.cutting`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pyramid import files
-from pyramid.errors import DataError, SkipItemError
 from pyramid.jobs import Quarantined
-from pyramid.rng import seed_of
-from pyramid.types import Clip, Tier
-from pyramid.video.probe import VIDEO_SUFFIXES, VideoLimits, open_video, probe
+from pyramid.types import Tier
+from pyramid.video.probe import VIDEO_SUFFIXES, VideoLimits
 
 _PIECE = 2**20
 
@@ -34,17 +32,25 @@ class ScanConfig:
     licence: str = ""
     """Licence of the source, kept with every clip."""
     clip_s: float = 20.0
-    """Longest clip, seconds; longer videos are cut into equal parts."""
+    """Longest clip, seconds; longer videos and annotated stretches are cut into equal parts."""
     min_clip_s: float = 0.1
-    """Shorter videos are skipped, seconds."""
+    """Shorter videos and stretches are skipped, seconds."""
     source_hz: float | None = None
     """True frame rate of files whose container lies."""
     val_share: float = 0.1
-    """Share of videos held out; at least one where there are two."""
+    """Share of persons held out, or of videos where the person is unknown; at least one where there are two."""
+    publisher_split: bool = False
+    """Whether the publisher's own split decides where there is one; it may show one person in train and in val."""
     seed: int = 0
-    """Decides which videos are held out."""
+    """Decides who is held out."""
     camera: str = ""
     """Camera of a robot data set; empty takes the first."""
+    annotations: str = ""
+    """Folder of a corpus's annotation files; empty looks for them below the corpus's own folder."""
+    rendition: Literal["", "video_540ss", "full_scale", "clips"] = ""
+    """Which of Ego4D's folders to take videos from; empty takes each video from the first that has it."""
+    other_people: bool = False
+    """Whether what others than the camera wearer do (Ego4D's #O) becomes clips, too."""
     limits: VideoLimits = field(default_factory=VideoLimits)
     """What a video may ask for."""
 
@@ -57,11 +63,33 @@ class ScanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Window:
+    """One annotated stretch of a video; windows of one video may overlap."""
+
+    name: str
+    """Unique among the video's windows, and the publisher's own where there is one; part of the clip ids."""
+    start_s: float
+    """Start in the video's time, seconds, as annotated."""
+    end_s: float
+    """End (exclusive), seconds."""
+    text: str = ""
+    """Narration or label."""
+    text_origin: str = ""
+    """Where the text comes from."""
+    verb: str = ""
+    """Class of the action."""
+    noun: str = ""
+    """What is acted on."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known, plain data."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """One video of a corpus, before it is cut."""
 
     name: str
-    """Path relative to the corpus's root; part of the clip ids."""
+    """The publisher's name of the video, or its path relative to the corpus's root; part of the clip ids."""
     video: str
     """Path of the file."""
     text: str = ""
@@ -72,6 +100,23 @@ class Source:
     """True rate of a container that lies."""
     episode: str = ""
     """Parquet file with states and actions."""
+    person: str = ""
+    """Who acts; empty when unknown."""
+    split: Literal["", "train", "val"] = ""
+    """The publisher's split; empty when there is none."""
+    verb: str = ""
+    """Class of the action of a video without windows."""
+    noun: str = ""
+    """What is acted on in a video without windows."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of the whole video."""
+    closed: tuple[tuple[float, float], ...] = ()
+    """Stretches that must not be used, (start, end) in seconds: nothing that touches one becomes a clip."""
+    origin: str = ""
+    """Name of the longer video that the file is a piece of; empty when it is whole. Never in two splits."""
+    windows: Callable[[float], Iterable[Window | Quarantined]] | None = None
+    """Reads the annotated stretches, and those that cannot be used, of a video of so many seconds; None, or none at
+    all, takes the whole video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +124,37 @@ class Found:
     """What looking through a corpus gave."""
 
     sources: list[Source]
-    """Videos, in a stable order."""
+    """Videos, in a stable order, no name twice."""
     skipped: list[Quarantined] = field(default_factory=list)
     """Files that were refused, with reasons."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Annotations that were left out on purpose, by reason; grows while windows are read."""
     tier: Tier = "base"
     """The kind's level of the pyramid."""
     embodiment: str = "human"
     """The kind's embodiment."""
+
+
+def is_text(value: object) -> bool:
+    """Tells whether a value is text that can be written as UTF-8."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def readable(item: Quarantined) -> Quarantined:
+    """Returns an item whose words can be printed, whatever bytes its names are made of."""
+    item_, detail = (text.encode(errors="backslashreplace").decode() for text in (item.item, item.detail))
+    return Quarantined(item=item_, reason=item.reason, detail=detail)
+
+
+def split_of(name: str) -> Literal["", "train", "val"]:
+    """Returns the split that a publisher's name of one means here: what is not for training is held out."""
+    lowered = name.strip().lower()
+    if lowered.startswith("train"):
+        return "train"
+    return "val" if lowered.startswith(("val", "test")) else ""
 
 
 def video_files(root: str) -> Iterator[tuple[str, str]]:
@@ -106,86 +175,3 @@ def fingerprint(path: str) -> str:
     head = files.read_range(path, 0, min(size, _PIECE))
     tail = files.read_range(path, max(size - _PIECE, len(head)), size - max(size - _PIECE, len(head)))
     return hashlib.sha256(str(size).encode() + b"\0" + head + tail).hexdigest()
-
-
-def cut_into_clips(found: Found, config: ScanConfig, corpus: str) -> tuple[list[Clip], list[Quarantined]]:
-    """Probes every source and cuts it into clips; refused files and copies of the same content are set aside."""
-    clips: list[Clip] = []
-    skipped = list(found.skipped)
-    seen: dict[str, str] = {}
-    for source in found.sources:
-        try:
-            content = _unique(source, seen)
-            clips += _clips_of(source, content, found, config, corpus)
-        except SkipItemError as error:
-            skipped.append(Quarantined(item=source.video, reason=error.reason, detail=error.detail))
-        except DataError as error:
-            skipped.append(Quarantined(item=source.video, reason="unreadable", detail=str(error)))
-    return hold_out(clips, config), skipped
-
-
-def _unique(source: Source, seen: dict[str, str]) -> str:
-    content = fingerprint(source.video)
-    if source.episode:  # Equal pictures with other actions are another clip.
-        content = files.digest([content, fingerprint(source.episode)])
-    twin = seen.setdefault(content, source.video)
-    if twin != source.video and files.sha256_file(twin) == files.sha256_file(source.video):
-        raise SkipItemError("duplicate", f"{source.video}: the same content as {twin}")
-    return content
-
-
-def _clips_of(source: Source, content: str, found: Found, config: ScanConfig, corpus: str) -> list[Clip]:
-    duration = _duration(source, config)
-    if duration < config.min_clip_s:
-        raise SkipItemError("too_short", f"{source.video}: {duration:.3f} s, less than min_clip_s {config.min_clip_s}")
-    parts = max(1, -(-int(duration * 1000) // int(config.clip_s * 1000)))
-    edges = [duration * i / parts for i in range(parts + 1)]
-    return [
-        Clip(
-            clip_id=f"{corpus}/{source.name}#{start:.3f}",
-            corpus=corpus,
-            video=source.video,
-            start_s=start,
-            end_s=stop,
-            source_hz=source.source_hz or config.source_hz,
-            text=source.text,
-            text_origin=source.text_origin,
-            tier=config.tier or found.tier,
-            embodiment=config.embodiment or found.embodiment,
-            licence=config.licence,
-            episode=source.episode,
-            content=content,
-        )
-        for start, stop in itertools.pairwise(edges)
-    ]
-
-
-def _duration(source: Source, config: ScanConfig) -> float:
-    """Returns a video's true length in seconds: the header's, corrected by the last packet where they can differ."""
-    info = probe(source.video, config.limits)
-    rate = source.source_hz or config.source_hz
-    if rate is not None and info.n_frames:
-        return info.n_frames / rate
-    if rate is None and info.duration_s is not None:
-        return info.duration_s
-    with open_video(source.video, config.limits) as (container, stream):
-        packets = [p for p in container.demux(stream) if p.pts is not None]
-        if not packets:
-            raise SkipItemError("no_frames", f"{source.video}: the video stream is empty")
-        if rate is not None:
-            return len(packets) / rate
-        first, last = min(packets, key=lambda p: p.pts), max(packets, key=lambda p: p.pts)
-        return float((last.pts - first.pts + (last.duration or 1)) * stream.time_base)
-
-
-def hold_out(clips: Sequence[Clip], config: ScanConfig) -> list[Clip]:
-    """Assigns whole videos to ``val``: a keyed share, and at least one where there are two videos."""
-    videos = {
-        clip.video: seed_of(config.seed, "split", clip.clip_id.rsplit("#", 1)[0]) / 2**63 for clip in reversed(clips)
-    }
-    held = {video for video, draw in videos.items() if draw < config.val_share}
-    if not held and len(videos) > 1 and config.val_share > 0:
-        held = {min(videos, key=lambda video: videos[video])}
-    if len(held) == len(videos) and held:
-        held.discard(max(videos, key=lambda video: videos[video]))
-    return [replace(clip, split="val") if clip.video in held else clip for clip in clips]

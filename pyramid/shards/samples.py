@@ -126,7 +126,8 @@ class _Making:
         facts = _facts(clip, config, len(times), _rate_hz(times, clip, config)) | dims
         found = scores.to_dict()
         origin = {"text_origin": clip.text_origin, "licence": clip.licence, "content": clip.content}
-        meta = {**facts, **origin, "scores": found, "start_s": clip.start_s}
+        told = {"person": clip.person, "verb": clip.verb, "noun": clip.noun, "extra": clip.facts()}
+        meta = {**facts, **origin, **told, "scores": found, "start_s": clip.start_s}
         members[META] = json.dumps(meta, sort_keys=True).encode()
         notes = {"static_share": scores.static_share, "camera_px": scores.camera_px, "cuts": list(scores.cuts)}
         return PackedClip(key=facts["key"], members=members, facts={**facts, **notes, "notes": scores.notes()})
