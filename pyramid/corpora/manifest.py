@@ -15,7 +15,9 @@ from pyramid.errors import DataError
 from pyramid.types import Clip
 
 _FLOATS = {"start_s", "end_s", "source_hz"}
-SCHEMA = pa.schema([(name, pa.float64() if name in _FLOATS else pa.string()) for name in Clip.columns()])
+_COUNTS = {"first_row", "n_rows"}
+_TYPES = dict.fromkeys(_FLOATS, pa.float64()) | dict.fromkeys(_COUNTS, pa.int64())
+SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in Clip.columns()])
 
 
 def write_manifest(path: str, clips: Sequence[Clip], metadata: dict[str, Any]) -> None:

@@ -72,6 +72,10 @@ class Source:
     """True rate of a container that lies."""
     episode: str = ""
     """Parquet file with states and actions."""
+    stretch: tuple[float, float] | None = None
+    """Start and end in a video that episodes share, seconds; None: the whole file."""
+    rows: tuple[int, int] | None = None
+    """First row and number of rows in an ``episode`` that others share; None: the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,8 @@ def _unique(source: Source, seen: dict[str, str]) -> str:
     content = fingerprint(source.video)
     if source.episode:  # Equal pictures with other actions are another clip.
         content = files.digest([content, fingerprint(source.episode)])
+    if source.stretch or source.rows:
+        content = files.digest([content, source.stretch, source.rows])
     twin = seen.setdefault(content, source.video)
     if twin != source.video and files.sha256_file(twin) == files.sha256_file(source.video):
         raise SkipItemError("duplicate", f"{source.video}: the same content as {twin}")
@@ -135,14 +141,20 @@ def _unique(source: Source, seen: dict[str, str]) -> str:
 
 
 def _clips_of(source: Source, content: str, found: Found, config: ScanConfig, corpus: str) -> list[Clip]:
-    duration = _duration(source, config)
+    duration = source.stretch[1] - source.stretch[0] if source.stretch else _duration(source, config)
     if duration < config.min_clip_s:
         raise SkipItemError("too_short", f"{source.video}: {duration:.3f} s, less than min_clip_s {config.min_clip_s}")
     parts = max(1, -(-int(duration * 1000) // int(config.clip_s * 1000)))
     edges = [duration * i / parts for i in range(parts + 1)]
+    rows: list[int | None] = [None] * (parts + 1)
+    offset = 0.0
+    if source.stretch and source.rows:  # Cut between frames: each part has rows of its own in the shared file.
+        offset, (first, count) = source.stretch[0], source.rows
+        cuts = [round(count * i / parts) for i in range(parts + 1)]
+        edges, rows = [offset + duration * cut / count for cut in cuts], [first + cut for cut in cuts]
     return [
         Clip(
-            clip_id=f"{corpus}/{source.name}#{start:.3f}",
+            clip_id=f"{corpus}/{source.name}#{start - offset:.3f}",
             corpus=corpus,
             video=source.video,
             start_s=start,
@@ -155,8 +167,10 @@ def _clips_of(source: Source, content: str, found: Found, config: ScanConfig, co
             licence=config.licence,
             episode=source.episode,
             content=content,
+            first_row=row,
+            n_rows=None if row is None or last is None else last - row,
         )
-        for start, stop in itertools.pairwise(edges)
+        for (start, stop), (row, last) in zip(itertools.pairwise(edges), itertools.pairwise(rows), strict=True)
     ]
 
 
@@ -179,13 +193,15 @@ def _duration(source: Source, config: ScanConfig) -> float:
 
 
 def hold_out(clips: Sequence[Clip], config: ScanConfig) -> list[Clip]:
-    """Assigns whole videos to ``val``: a keyed share, and at least one where there are two videos."""
-    videos = {
-        clip.video: seed_of(config.seed, "split", clip.clip_id.rsplit("#", 1)[0]) / 2**63 for clip in reversed(clips)
-    }
+    """Assigns whole videos to ``val``: a keyed share, and at least one where there are two videos.
+
+    Episodes that share a video file count as videos of their own.
+    """
+    names = [clip.clip_id.rsplit("#", 1)[0] for clip in clips]
+    videos = {name: seed_of(config.seed, "split", name) / 2**63 for name in reversed(names)}
     held = {video for video, draw in videos.items() if draw < config.val_share}
     if not held and len(videos) > 1 and config.val_share > 0:
         held = {min(videos, key=lambda video: videos[video])}
     if len(held) == len(videos) and held:
         held.discard(max(videos, key=lambda video: videos[video]))
-    return [replace(clip, split="val") if clip.video in held else clip for clip in clips]
+    return [replace(clip, split="val") if name in held else clip for name, clip in zip(names, clips, strict=True)]

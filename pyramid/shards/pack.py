@@ -181,6 +181,8 @@ def plan(clips: Sequence[Clip], config: PackConfig, folder: str) -> list[Unit]:
 
 
 def _expected_frames(clip: Clip, config: PackConfig) -> float:
+    if clip.n_rows is not None:
+        return clip.n_rows
     rate = clip.source_hz or _GUESS_HZ
     if config.rate_hz is not None and not clip.episode:
         rate = config.rate_hz
@@ -242,7 +244,7 @@ def pack_clip(clip: Clip, config: PackConfig) -> tuple[str, dict[str, bytes], di
     members = {VIDEO: encode_mp4(frames.pixels, rate, gop=config.gop, crf=config.crf), TIMES: dump_array(times)}
     dims = {"state_dim": 0, "action_dim": 0}
     if clip.episode:
-        state, action = _numbers(clip, len(frames))
+        state, action = _numbers(clip, frames)
         members |= {STATE: dump_array(state), ACTION: dump_array(action)}
         dims = {"state_dim": state.shape[1], "action_dim": action.shape[1]}
     facts = {
@@ -299,19 +301,31 @@ def _rate_hz(times: np.ndarray[Any, np.dtype[np.float64]], clip: Clip, config: P
     return round((len(times) - 1) / float(times[-1]), 6) if len(times) > 1 and times[-1] > 0 else _GUESS_HZ
 
 
-def _numbers(clip: Clip, n_frames: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _numbers(clip: Clip, frames: Frames) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Reads the states and actions of an episode; a clip that is part of it gets its own rows."""
-    rate = clip.source_hz or _GUESS_HZ
+    rate, n_frames = clip.source_hz or _GUESS_HZ, len(frames)
+    shared = None if clip.first_row is None or clip.n_rows is None else (clip.first_row, clip.n_rows)
+    if shared is not None:
+        _check_stretch(clip, frames, shared[1])
     try:
-        rows = read_rows(clip.episode, rate)
+        rows = read_rows(clip.episode, rate, rows=shared)
     except DataError as error:
         raise SkipItemError("bad_episode", str(error)) from error
-    first = round(clip.start_s * rate)
+    first = 0 if shared else round(clip.start_s * rate)
     state, action = rows.state[first : first + n_frames], rows.action[first : first + n_frames]
     if len(state) != n_frames:
         detail = f"{clip.episode}: {len(rows.state)} rows, but {clip.video} has frames up to {first + n_frames}"
         raise SkipItemError("length_mismatch", detail)
     return state, action
+
+
+def _check_stretch(clip: Clip, frames: Frames, n_rows: int) -> None:
+    """Refuses frames that are not the rows' own: a neighbour's in the same video, or too few."""
+    late, frame_s = float(frames.times_s[0]) - clip.start_s, clip.duration_s / n_rows
+    if len(frames) != n_rows or abs(late) > 0.5 * frame_s:
+        where = f"{clip.video} from {clip.start_s:.3f} to {clip.end_s:.3f} s"
+        detail = f"{where}: {len(frames)} frames, the first {late:.3f} s late, for {n_rows} rows of {clip.episode}"
+        raise SkipItemError("length_mismatch", detail)
 
 
 def _finish(report: JobReport, out: str, config: PackConfig, clips: Sequence[Clip]) -> PackResult:
