@@ -20,7 +20,7 @@ from pyramid.conversion.target import Planned
 from pyramid.corpora.scan import scan
 from pyramid.corpora.source import ScanConfig
 from pyramid.errors import ConfigError, SkipItemError, nearest
-from pyramid.jobs import RECEIPTS, JobReport, Quarantined, Unit, count_reasons, run_job
+from pyramid.jobs import RECEIPTS, Quarantined, Unit, count_reasons, run_job
 from pyramid.lerobot import schema
 from pyramid.progress import format_bytes, format_seconds
 from pyramid.shards.pack import PackConfig, pack

@@ -88,6 +88,8 @@ def _vectors(values: NDArray[Any]) -> pa.Array:
 
 def _with_counters(table: pa.Table, task: Mapping[str, Any]) -> pa.Table:
     n = table.num_rows
+    if "task_index" in table.column_names and not task["known_tasks"]:
+        table = table.drop_columns(["task_index"])  # Numbers of a list that is not there.
     missing = {
         "timestamp": (np.arange(n) / task["fps"]).astype(np.float32),
         "frame_index": np.arange(n, dtype=np.int64),

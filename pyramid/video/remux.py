@@ -21,6 +21,8 @@ from pyramid.video.probe import DEFAULT_LIMITS, VideoLimits, open_video
 
 _TICKS_PER_S = 10_000
 """Least resolution of the written times; each frame still takes a whole number of ticks."""
+_TOLERANCE_S = 1e-3
+"""Containers round times to as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def examine(segment: Segment, limits: VideoLimits = DEFAULT_LIMITS) -> SegmentFa
     """
     with _opened(segment, limits) as (container, stream):
         packets = [(p.pts, p.size) for p in _packets(container, stream, segment)]
+        _check_start(segment, float((min(packets)[0] - (stream.start_time or 0)) * stream.time_base))
         ranks = {pts: rank for rank, (pts, _) in enumerate(sorted(packets))}
         if len(ranks) != len(packets):
             raise SkipItemError("bad_times", f"{segment.path}: two frames are shown at the same time")
@@ -85,6 +88,13 @@ def examine(segment: Segment, limits: VideoLimits = DEFAULT_LIMITS) -> SegmentFa
             height_px=context.height,
             width_px=context.width,
         )
+
+
+def _check_start(segment: Segment, first_s: float) -> None:
+    """Refuses a stretch that begins between frames: which one it means cannot be told."""
+    if segment.start_s is not None and abs(first_s - segment.start_s) > _TOLERANCE_S:
+        detail = f"a stretch begins at {segment.start_s:.4f} s, the frame nearest to it is shown at {first_s:.4f} s"
+        raise SkipItemError("bad_times", f"{segment.path}: {detail}")
 
 
 @contextlib.contextmanager
