@@ -83,7 +83,7 @@ def examine(segment: Segment, limits: VideoLimits = DEFAULT_LIMITS) -> SegmentFa
             delay=max(place - ranks[pts] for place, (pts, _) in enumerate(packets)),
             n_bytes=sum(size for _, size in packets),
             coding=files.digest([*kind, setup]),
-            codec=str(context.name),
+            codec=str(context.codec.canonical_name),
             pix_fmt=str(context.pix_fmt),
             height_px=context.height,
             width_px=context.width,
@@ -194,7 +194,7 @@ def write_segments(out: IO[bytes], segments: Sequence[Segment], facts: Sequence[
             starts.append(float(begun / rate))
             with _opened(segment, DEFAULT_LIMITS) as (source, video):
                 if stream is None:
-                    stream = container.add_stream_from_template(video)
+                    stream = container.add_stream_from_template(video, opaque=True)
                     stream.time_base = base
                 packets = list(_packets(source, video, segment))
                 if len(packets) != fact.n_frames:

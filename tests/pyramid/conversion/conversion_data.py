@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pyramid import convert
 from pyramid.lerobot import LeRobotDataset, LeRobotEpisode
 from pyramid.video.decode import DecodeRequest, decode_source
 
@@ -102,6 +103,4 @@ def write_v20(
 
 def convert_into(out: str, src: str, to: str) -> None:
     """Calls the verb as `killing` calls one."""
-    from pyramid import convert
-
     convert(src, out, to=to)

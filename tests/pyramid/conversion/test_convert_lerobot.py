@@ -170,7 +170,7 @@ def test_any_number_of_workers_gives_the_same_bytes(v20: Path, tmp_path: Path) -
     assert trees[0] == trees[1]
 
 
-@pytest.mark.parametrize("to", ["lerobot-v2.1", "lerobot-v3.0"])
+@pytest.mark.parametrize("to", [pytest.param("lerobot-v2.1", marks=pytest.mark.slow), "lerobot-v3.0"])
 @pytest.mark.parametrize("mode", ["kill", pytest.param("error", marks=pytest.mark.slow)])
 def test_stopped_anywhere_it_is_not_whole_and_goes_on(tmp_path: Path, to: str, mode: str) -> None:
     source = write_v20(tmp_path / "v20", (3, 2), cameras=CAMERAS[:1])
@@ -231,6 +231,26 @@ def test_v30_refuses_a_rate_that_it_cannot_say(v20: Path, tmp_path: Path, change
         convert(str(v20), str(tmp_path / "new"), to="lerobot-v3.0")
     convert(str(v20), str(tmp_path / "v21"), to="lerobot-v2.1")
     assert open_dataset(str(tmp_path / "v21")).fps == 29.97
+
+
+def test_to_a_bucket_and_back(v20: Path, tmp_path: Path, s3: str) -> None:
+    result = convert(str(v20), f"{s3}/v30", to="lerobot-v3.0")
+    assert result.episodes == len(LENGTHS)
+    assert convert(str(v20), f"{s3}/v30", to="lerobot-v3.0").skipped_done == 3
+    convert(f"{s3}/v30", str(tmp_path / "v21"), to="lerobot-v2.1")
+    assert_same(v20, tmp_path / "v21")
+
+
+def test_av1_is_carried_over_as_it_is(tmp_path: Path) -> None:
+    source = write_v20(tmp_path / "v20", (9, 7), cameras=CAMERAS[:1])
+    for index, length in enumerate((9, 7)):
+        path = source / f"videos/chunk-000/{CAMERAS[0]}/episode_{index:06d}.mp4"
+        numbers = [number_of(index, t) for t in range(length)]
+        drawing.write_video(path, numbers, rate=FPS, codec="libsvtav1", options={"crf": "20"}, gop=4)
+    assert convert(str(source), str(tmp_path / "v30"), to="lerobot-v3.0").quarantined == {}
+    convert(str(tmp_path / "v30"), str(tmp_path / "v21"), to="lerobot-v2.1")
+    assert_same(source, tmp_path / "v30")
+    assert_same(source, tmp_path / "v21")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/robot/gr1_pick_and_place beside the project")
