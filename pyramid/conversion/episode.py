@@ -83,7 +83,8 @@ def _shard_table(task: Mapping[str, Any]) -> pa.Table:
 
 def _vectors(values: NDArray[Any]) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    # LeRobot's readers want plain numbers where a feature has the shape [1].
+    return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def _with_counters(table: pa.Table, task: Mapping[str, Any]) -> pa.Table:

@@ -73,6 +73,9 @@ def test_a_clip_becomes_an_episode(shards: Path, tmp_path: Path, to: str) -> Non
             drawing.number_of(i, t) for t in range(FRAMES[i])
         ]
         table = rows_of(episode)
+        # A feature of the shape [1] is a plain number to LeRobot's readers, a longer one a list.
+        assert table["observation.state"].type == pa.float32()
+        assert pa.types.is_nested(table["action"].type)
         assert np.array_equal(table["t_s"], sample.times_s)
         assert np.array_equal(table["timestamp"], (np.arange(FRAMES[i]) / 10).astype(np.float32))
 
