@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lam.train import train_lam
     from neural_traj.ingest import ingest
     from neural_traj.judge import judge
+    from pyramid.conversion.convert import convert
     from pyramid.corpora.scan import scan
     from pyramid.labels.engine import label
     from pyramid.mixture.verbs import mix_show, mix_simulate
@@ -55,6 +56,7 @@ _FUNCTIONS = {
     "mix_simulate": "pyramid.mixture.verbs",
     "ingest": "neural_traj.ingest",
     "judge": "neural_traj.judge",
+    "convert": "pyramid.conversion.convert",
     "export": "vla.deploy.export",
     "bench": "vla.deploy.bench",
     "status": "pyramid.report.status",
@@ -64,6 +66,7 @@ _FUNCTIONS = {
 
 __all__ = [
     "bench",
+    "convert",
     "demo",
     "doctor",
     "evaluate_idm",

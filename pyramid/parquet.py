@@ -97,13 +97,38 @@ def iter_batches(
             raise DataError(f"'{path}' is not a readable Parquet file: {error}") from error
 
 
+def write_tables(
+    path: files.Location, tables: Iterable[pa.Table], schema: pa.Schema, *, compression: str = "snappy"
+) -> None:
+    """Writes tables of one schema into one Parquet file, atomically, each as a row group (or more) of its own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with files.atomic_write(path) as stream, pq.ParquetWriter(stream, schema, compression=compression) as writer:
+        for table in tables:
+            try:
+                writer.write_table(table.cast(schema))
+            except (pa.ArrowException, ValueError) as error:
+                raise DataError(f"'{path}': a part has other columns than the rest: {error}") from error
+
+
 def read(
-    path: files.Location, columns: Sequence[str] | None = None, *, max_bytes: int = files.MAX_READ_BYTES
+    path: files.Location,
+    columns: Sequence[str] | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
+    max_bytes: int = files.MAX_READ_BYTES,
 ) -> pa.Table:
     """Reads a Parquet file after making sure that it unpacks to at most ``max_bytes``.
 
+    Args:
+        path: the file.
+        columns: those wanted; None reads all.
+        rows: first row and number of rows wanted; only the row groups that hold them are read. None reads all.
+        max_bytes: most memory that it may take.
+
     Raises:
-        DataError: no Parquet file, or without one of ``columns``.
+        DataError: no Parquet file, or without one of ``columns`` or all of ``rows``.
         UnsafeInputError: a file that would fill the memory.
     """
     import pyarrow as pa
@@ -120,7 +145,7 @@ def read(
             # Texts stay in their dictionary until it is known how large they are without it.
             texts = [column.path for column in plain.schema if column.physical_type == "BYTE_ARRAY"]
             stream.seek(0)
-            packed = _read_bounded(pq.ParquetFile(stream, read_dictionary=texts), names, path, max_bytes)
+            packed = _read_bounded(pq.ParquetFile(stream, read_dictionary=texts), names, path, max_bytes, rows)
             table = packed.cast(pa.schema([plain.schema_arrow.field(name) for name in names]))
             table.validate(full=True)
             return table.replace_schema_metadata(plain.schema_arrow.metadata)
@@ -128,7 +153,9 @@ def read(
             raise DataError(f"'{path}' is not a readable Parquet file: {error}") from error
 
 
-def _read_bounded(file: Any, names: list[str], path: files.Location, max_bytes: int) -> pa.Table:
+def _read_bounded(
+    file: Any, names: list[str], path: files.Location, max_bytes: int, rows: tuple[int, int] | None
+) -> pa.Table:
     """Reads columns piece by piece, and stops when they take more memory than they may.
 
     The footer does not tell: a dictionary or a run-length code makes gigabytes of a few bytes. Its entries for single
@@ -136,18 +163,40 @@ def _read_bounded(file: Any, names: list[str], path: files.Location, max_bytes: 
     """
     import pyarrow as pa
 
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    numbers, skipped = _row_groups(file, path, rows)
+    groups = [file.metadata.row_group(i) for i in numbers]
     told = sum(group.total_byte_size for group in groups)
     flat = sum(_WIDTHS.get(c.physical_type, 0) for c in file.schema if c.max_repetition_level == 0 and c.path in names)
-    _refuse_large(max(told, flat * file.metadata.num_rows), path, max_bytes)
+    _refuse_large(max(told, flat * sum(group.num_rows for group in groups)), path, max_bytes)
     pieces, total = [], 0
-    for piece in file.iter_batches(batch_size=_PIECE_ROWS, columns=names):
+    for piece in file.iter_batches(batch_size=_PIECE_ROWS, columns=names, row_groups=numbers):
         total += sum(_memory_bytes(column) for column in piece.columns)
         _refuse_large(total, path, max_bytes)
         pieces.append(piece)
     schema = pieces[0].schema if pieces else file.schema_arrow
     table = pa.Table.from_batches(pieces, schema) if pieces else schema.empty_table()
+    if rows is not None:
+        table = table.slice(skipped, rows[1])
     return table.select(names)
+
+
+def _row_groups(file: Any, path: files.Location, rows: tuple[int, int] | None) -> tuple[list[int], int]:
+    """Returns the row groups that hold ``rows``, and how many rows of them stand before the first one wanted."""
+    if rows is None:
+        return list(range(file.metadata.num_row_groups)), 0
+    first, count = rows
+    if first < 0 or count < 1 or first + count > file.metadata.num_rows:
+        n = file.metadata.num_rows
+        raise DataError(f"'{path}' has {n} rows; rows {first} .. {first + count - 1} are not there")
+    numbers: list[int] = []
+    skipped = start = 0
+    for number in range(file.metadata.num_row_groups):
+        end = start + file.metadata.row_group(number).num_rows
+        if start < first + count and end > first:
+            skipped = skipped if numbers else first - start
+            numbers.append(number)
+        start = end
+    return numbers, skipped
 
 
 def _refuse_large(n_bytes: int, path: files.Location, max_bytes: int) -> None:
@@ -168,6 +217,18 @@ def _memory_bytes(column: pa.Array) -> int:
         lengths = pc.binary_length(column.dictionary.cast(pa.large_binary()))
         return 4 * len(column) + (pc.sum(lengths.take(column.indices)).as_py() or 0)
     return int(column.nbytes)
+
+
+def column_names(path: files.Location) -> list[str]:
+    """Returns the names of a file's columns without reading them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with files.open_read(path) as stream:
+        try:
+            return [str(name) for name in pq.read_schema(stream).names]
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"'{path}' is not a readable Parquet file: {error}") from error
 
 
 def metadata(path: files.Location) -> dict[str, Any]:

@@ -65,9 +65,17 @@ class Clip:
     """What is acted on, in the publisher's words; empty when unknown."""
     extra: str = ""
     """What else the publisher says of this clip: a JSON object as text; empty when there is nothing."""
+    first_row: int | None = None
+    """Row of ``episode`` that belongs to the clip's first frame, in a file that episodes share; None: the rows follow
+    from ``start_s``."""
+    n_rows: int | None = None
+    """Rows of ``episode`` that belong to the clip, one for each frame, where ``first_row`` is given."""
 
     def __post_init__(self) -> None:
         """Refuses values that no later stage could make sense of."""
+        rows = (self.first_row, self.n_rows)
+        if rows != (None, None) and (None in rows or not self.episode or rows[0] < 0 or rows[1] < 1):  # type: ignore[operator]
+            raise DataError(f"clip '{self.clip_id}': first_row {rows[0]} and n_rows {rows[1]} are no rows of a file")
         if not (np.isfinite(self.start_s) and np.isfinite(self.end_s) and 0 <= self.start_s < self.end_s):
             raise DataError(f"clip '{self.clip_id}': times {self.start_s}..{self.end_s} s are not a stretch of a video")
         for name in (self.corpus, self.embodiment):

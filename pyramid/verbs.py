@@ -44,6 +44,12 @@ VERBS = (
     Verb("mix simulate", "pyramid.mixture.verbs:mix_simulate", "count what a mixture draws, without reading data"),
     Verb("dream ingest", "neural_traj.ingest:ingest", "take in clips that a video world model made"),
     Verb("dream judge", "neural_traj.judge:judge", "score generated clips", "neural_traj.judge:JudgeConfig"),
+    Verb(
+        "convert",
+        "pyramid.conversion.convert:convert",
+        "between LeRobot versions and webdataset shards",
+        "pyramid.conversion.convert:ConvertConfig",
+    ),
     Verb("export", "vla.deploy.export:export", "ONNX graphs, policy.json and a parity report of a policy"),
     Verb("bench", "vla.deploy.bench:bench", "time a deploy folder"),
     Verb("status", "pyramid.report.status:status", "what the jobs of a folder have done"),

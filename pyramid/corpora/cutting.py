@@ -63,13 +63,16 @@ def _open(source: Source, seen: dict[str, str], names: set[str], config: ScanCon
         raise SkipItemError("not_utf8", f"{source.video}: its text is not UTF-8")
     names.add(source.name)
     content = _unique(source, seen)
-    return _Opened(source, content, _duration(source, config))
+    duration = source.stretch[1] - source.stretch[0] if source.stretch else _duration(source, config)
+    return _Opened(source, content, duration)
 
 
 def _unique(source: Source, seen: dict[str, str]) -> str:
     content = fingerprint(source.video)
     if source.episode:  # Equal pictures with other actions are another clip.
         content = files.digest([content, fingerprint(source.episode)])
+    if source.stretch or source.rows:
+        content = files.digest([content, source.stretch, source.rows])
     twin = seen.setdefault(content, source.video)
     if twin != source.video and files.sha256_file(twin) == files.sha256_file(source.video):
         raise SkipItemError("duplicate", f"{source.video}: the same content as {twin}")
@@ -101,7 +104,7 @@ def _clips_of(
                 yield window
                 continue
             try:
-                yield from _parts(_placed(window, opened, config, names), template, config, named=bool(source.windows))
+                yield from _parts(_placed(window, opened, config, names), template, config, source)
             except SkipItemError as error:
                 yield _aside(f"{template.clip_id}#{window.name}", error)
     except DataError as error:
@@ -162,22 +165,30 @@ def _placed(window: Window, opened: _Opened, config: ScanConfig, names: set[str]
     return replace(window, start_s=start, end_s=end)
 
 
-def _parts(window: Window, template: Clip, config: ScanConfig, *, named: bool) -> Iterator[Clip]:
+def _parts(window: Window, template: Clip, config: ScanConfig, source: Source) -> Iterator[Clip]:
     length = window.end_s - window.start_s
     parts = max(1, -(-int(length * 1000) // int(config.clip_s * 1000)))
     edges = [window.start_s + length * i / parts for i in range(parts)] + [window.end_s]
-    for start, stop in itertools.pairwise(edges):
+    rows: list[int | None] = [None] * (parts + 1)
+    if source.rows:  # Cut between frames: each part has rows of its own in the shared file.
+        first, count = source.rows
+        cuts = [round(count * i / parts) for i in range(parts + 1)]
+        edges, rows = [window.start_s + length * cut / count for cut in cuts], [first + cut for cut in cuts]
+    offset = source.stretch[0] if source.stretch else 0.0
+    for (start, stop), (row, last) in zip(itertools.pairwise(edges), itertools.pairwise(rows), strict=True):
         part = window.name if parts == 1 else f"{window.name}@{start:.3f}"
         yield replace(
             template,
-            clip_id=f"{template.clip_id}#{part if named and window.name else f'{start:.3f}'}",
-            start_s=start,
-            end_s=stop,
+            clip_id=f"{template.clip_id}#{part if source.windows and window.name else f'{start:.3f}'}",
+            start_s=offset + start,
+            end_s=offset + stop,
             text=window.text,
             text_origin=window.text_origin if window.text else "",
             verb=window.verb,
             noun=window.noun,
             extra=files.canonical_json(window.extra) if window.extra else "",
+            first_row=row,
+            n_rows=None if row is None or last is None else last - row,
         )
 
 

@@ -18,8 +18,10 @@ from pyramid.errors import DataError
 from pyramid.types import Clip
 
 _FLOATS = {"start_s", "end_s", "source_hz"}
-SCHEMA = pa.schema([(name, pa.float64() if name in _FLOATS else pa.string()) for name in Clip.columns()])
-OPTIONAL = ("person", "verb", "noun", "extra")
+_COUNTS = {"first_row", "n_rows"}
+_TYPES = dict.fromkeys(_FLOATS, pa.float64()) | dict.fromkeys(_COUNTS, pa.int64())
+SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in Clip.columns()])
+OPTIONAL = ("person", "verb", "noun", "extra", "first_row", "n_rows")
 """Columns that a manifest may lack."""
 GROUP_ROWS = 16_384
 """Clips in a row group, and in memory at a time."""

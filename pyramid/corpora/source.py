@@ -117,6 +117,10 @@ class Source:
     windows: Callable[[float], Iterable[Window | Quarantined]] | None = None
     """Reads the annotated stretches, and those that cannot be used, of a video of so many seconds; None, or none at
     all, takes the whole video."""
+    stretch: tuple[float, float] | None = None
+    """Start and end in a video that episodes share, seconds; None: the whole file."""
+    rows: tuple[int, int] | None = None
+    """First row and number of rows in an ``episode`` that others share; None: the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Reading LeRobot v2.0 and v2.1, with or without GR00T's `modality.json`: which episodes there are, and their numbers.
 
 Metadata of real data sets lies, so files are believed: totals, splits and declared cameras without files are passed
-over. Decoding the videos is left to `pyramid.video`.
+over. Files of many episodes are left to `read_v3`, decoding the videos to `pyramid.video`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pyramid import files, parquet
 from pyramid.errors import DataError
+from pyramid.jobs import Quarantined
 from pyramid.lerobot import schema
 from pyramid.lerobot.schema import ACTION_KEY, STATE_KEY
 
@@ -42,6 +43,12 @@ class LeRobotEpisode:
     """Path of the Parquet file."""
     videos: dict[str, str]
     """Path of the video file by camera key, such as ``observation.images.front``."""
+    tasks: tuple[str, ...] = ()
+    """All that the metadata says it is about, validity marks included."""
+    rows: tuple[int, int] | None = None
+    """First row and number of rows in ``data``, which other episodes share; None: the whole file."""
+    stretches: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Start and end (exclusive) in the video by camera key, seconds; a camera without one has the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,7 @@ class LeRobotDataset:
     root: str
     """The data set's folder."""
     version: str
-    """``v2.0`` or ``v2.1``."""
+    """``v2.0``, ``v2.1`` or ``v3.0``."""
     fps: float
     """Frames and rows per second."""
     robot_type: str
@@ -64,6 +71,12 @@ class LeRobotDataset:
     """GR00T's `modality.json`; empty when there is none."""
     notes: tuple[str, ...]
     """What the metadata claims and the files do not bear out, as sentences for a person."""
+    info: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The content of `info.json`."""
+    tasks: dict[int, str] = field(default_factory=dict)
+    """Instruction by ``task_index``; empty when the data set lists none."""
+    refused: tuple[Quarantined, ...] = ()
+    """Episodes that are listed and cannot be used, with reasons."""
 
     def __repr__(self) -> str:
         seconds = sum(episode.length for episode in self.episodes) / self.fps
@@ -105,12 +118,15 @@ def open_v2(root: str) -> LeRobotDataset:
     path = files.join(meta, schema.INFO)
     if not files.exists(path):
         raise DataError(f"'{root}' is no LeRobot data set: there is no {path}")
-    info = _mapping(files.read_json(path), path)
+    info = mapping(files.read_json(path), path)
     version = schema.check_version(info.get("codebase_version"), path)
     modality_path = files.join(meta, schema.MODALITY)
-    modality = _mapping(files.read_json(modality_path), modality_path) if files.exists(modality_path) else {}
-    declared = _cameras(info, path)
-    found, notes = _episodes(str(root), info, declared)
+    modality = mapping(files.read_json(modality_path), modality_path) if files.exists(modality_path) else {}
+    declared = declared_cameras(info, path)
+    found, refused = _episodes(str(root), info, declared)
+    notes = [item.detail for item in refused]
+    unlisted = _unlisted(str(root), {episode.index for episode in found})
+    notes += [f"{name} is not listed in meta/{schema.EPISODES} and is passed over" for name in unlisted]
     present = {camera for episode in found for camera in episode.videos}
     notes += [f"camera '{key}' is declared in {path} and has no files" for key in declared if key not in present]
     notes += [
@@ -122,30 +138,52 @@ def open_v2(root: str) -> LeRobotDataset:
     return LeRobotDataset(
         root=str(root),
         version=version,
-        fps=_rate(info, path),
+        fps=rate_of(info, path),
         robot_type=str(info.get("robot_type") or ""),
         cameras=tuple(camera for camera in declared if camera in present),
         episodes=tuple(found),
         modality=modality,
         notes=tuple(notes),
+        info=info,
+        tasks=_task_table(meta),
+        refused=tuple(refused),
     )
 
 
-def _mapping(value: Any, path: str) -> dict[str, Any]:
+def _task_table(meta: str) -> dict[int, str]:
+    path = files.join(meta, schema.TASKS)
+    rows = list(_lines(path)) if files.exists(path) else []
+    return task_table([(row.get("task_index"), row.get("task")) for row in rows], path)
+
+
+def task_table(rows: list[tuple[Any, Any]], path: str) -> dict[int, str]:
+    """Returns instructions by number; refuses, by name, numbers and instructions that are none or stand twice."""
+    table: dict[int, str] = {}
+    for index, task in rows:
+        if isinstance(index, bool) or not isinstance(index, int) or not isinstance(task, str) or index in table:
+            raise DataError(f"{path}: task_index {index!r} with the task {task!r} is no task, or stands twice")
+        table[index] = task
+    return table
+
+
+def mapping(value: Any, path: str) -> dict[str, Any]:
+    """Returns a JSON object, or refuses what is none."""
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
-def _rate(info: dict[str, Any], path: str) -> float:
+def rate_of(info: dict[str, Any], path: str) -> float:
+    """Returns the rate of a data set, rows and frames per second."""
     fps = info.get("fps")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise DataError(f"{path}: fps {fps!r} is not a rate")
     return float(fps)
 
 
-def _cameras(info: dict[str, Any], path: str) -> list[str]:
-    features = _mapping(info.get("features", {}), f"{path} (features)")
+def declared_cameras(info: dict[str, Any], path: str) -> list[str]:
+    """Returns the video features of `info.json`, whether or not they have files."""
+    features = mapping(info.get("features", {}), f"{path} (features)")
     return [str(key) for key, value in features.items() if isinstance(value, dict) and value.get("dtype") == "video"]
 
 
@@ -153,45 +191,49 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(files.read_text(path).splitlines(), start=1):
         if line.strip():
             try:
-                yield _mapping(json.loads(line), f"{path} line {number}")
+                yield mapping(json.loads(line), f"{path} line {number}")
             except (json.JSONDecodeError, RecursionError) as error:
                 raise DataError(f"{path} line {number}: not JSON: {error}") from error
 
 
-class _Folders:
+class Folders:
     """Answers whether files are there with one listing per folder."""
 
     def __init__(self) -> None:
         self._names: dict[str, frozenset[str]] = {}
 
     def has(self, path: str) -> bool:
+        """Tells whether a file is there."""
         folder, _, name = path.rpartition("/")
         if folder not in self._names:
             self._names[folder] = frozenset(files.listdir(folder))
         return name in self._names[folder]
 
 
-def _episodes(root: str, info: dict[str, Any], cameras: list[str]) -> tuple[list[LeRobotEpisode], list[str]]:
+def _episodes(root: str, info: dict[str, Any], cameras: list[str]) -> tuple[list[LeRobotEpisode], list[Quarantined]]:
     data_path = str(info.get("data_path") or schema.DATA_PATH)
     video_path = str(info.get("video_path") or schema.VIDEO_PATH)
     chunk_size = info.get("chunks_size")
     chunk_size = chunk_size if isinstance(chunk_size, int) and chunk_size > 0 else schema.CHUNK_SIZE
-    folders, found, notes = _Folders(), [], []
+    folders, found, refused = Folders(), [], []
     for index, row in sorted(_rows(root).items()):
         data = files.join(root, schema.fill_path(data_path, index=index, chunk_size=chunk_size))
         if not folders.has(data):
-            notes.append(f"episode {index} is listed and its file {data} is not there")
+            detail = f"episode {index} is listed and its file {data} is not there"
+            refused.append(Quarantined(item=data, reason="missing_file", detail=detail))
             continue
         paths = {
             key: files.join(root, schema.fill_path(video_path, index=index, chunk_size=chunk_size, video_key=key))
             for key in cameras
         }
         videos = {key: path for key, path in paths.items() if folders.has(path)}
-        task = _task(row["tasks"])
-        found.append(LeRobotEpisode(index=index, length=row["length"], task=task, data=data, videos=videos))
-    unlisted = _unlisted(root, {episode.index for episode in found})
-    notes += [f"{name} is not listed in meta/{schema.EPISODES} and is passed over" for name in unlisted]
-    return found, notes
+        task = instruction(row["tasks"])
+        found.append(
+            LeRobotEpisode(
+                index=index, length=row["length"], task=task, data=data, videos=videos, tasks=tuple(row["tasks"])
+            )
+        )
+    return found, refused
 
 
 def _rows(root: str) -> dict[int, dict[str, Any]]:
@@ -207,7 +249,8 @@ def _rows(root: str) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def _task(tasks: list[str]) -> str:
+def instruction(tasks: list[str]) -> str:
+    """Returns the first of an episode's tasks that says what to do."""
     # GR00T keeps the validity mark of an episode among its tasks.
     return next((task for task in tasks if task.strip().lower() not in _NO_INSTRUCTION), "")
 
@@ -232,10 +275,17 @@ def read_episode(
     Raises:
         DataError: a missing column, rows of unequal length, or a number that is not finite; file and column are named.
     """
-    return read_rows(episode.data, dataset.fps, state_key=state_key, action_key=action_key)
+    return read_rows(episode.data, dataset.fps, state_key=state_key, action_key=action_key, rows=episode.rows)
 
 
-def read_rows(path: str, fps: float, *, state_key: str = STATE_KEY, action_key: str = ACTION_KEY) -> EpisodeArrays:
+def read_rows(
+    path: str,
+    fps: float,
+    *,
+    state_key: str = STATE_KEY,
+    action_key: str = ACTION_KEY,
+    rows: tuple[int, int] | None = None,
+) -> EpisodeArrays:
     """Reads the numbers of one episode file, whatever data set it stands in; see `read_episode`.
 
     Args:
@@ -243,8 +293,9 @@ def read_rows(path: str, fps: float, *, state_key: str = STATE_KEY, action_key: 
         fps: rows per second, for files without usable timestamps.
         state_key: the state's column.
         action_key: the action's column.
+        rows: first row and number of rows of a file that episodes share; None reads all.
     """
-    table = parquet.read(path)
+    table = parquet.read(path, rows=rows)
     if table.num_rows == 0:
         raise DataError(f"{path}: holds no rows")
     state, action = _vectors(table, state_key, path), _vectors(table, action_key, path)

@@ -12,9 +12,11 @@ from typing import Any
 from pyramid.errors import DataError, UnsafeInputError
 
 VERSION = "v2.1"
-"""The version that is written."""
+"""The version that is written an episode at a time, with GR00T's documents."""
+V3 = "v3.0"
+"""The version whose files hold many episodes each."""
 READ_VERSIONS = ("v2.0", "v2.1")
-"""The versions that are read."""
+"""The versions with a file per episode that are read."""
 CHUNK_SIZE = 1000
 """Episodes per folder."""
 INFO, MODALITY, EPISODES, TASKS, EPISODES_STATS, STATS = (
@@ -31,7 +33,11 @@ STATE_KEY = "observation.state"
 ACTION_KEY = "action"
 IMAGE_PREFIX = "observation.images."
 TASK_ANNOTATION = "human.task_description"
-_FIELD = re.compile(r"\{(episode_chunk|episode_index|video_key)(?::0?(\d{1,2})d)?\}")
+V3_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+V3_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+V3_EPISODES_PATH = "episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+V3_TASKS = "tasks.parquet"
+_FIELD = re.compile(r"\{(episode_chunk|episode_index|chunk_index|file_index|video_key)(?::0?(\d{1,2})d)?\}")
 
 
 def fill_path(template: str, *, index: int, chunk_size: int = CHUNK_SIZE, video_key: str = "") -> str:
@@ -43,14 +49,18 @@ def fill_path(template: str, *, index: int, chunk_size: int = CHUNK_SIZE, video_
     Raises:
         UnsafeInputError: another field, or a path out of the folder.
     """
-    values: dict[str, int | str] = {
-        "episode_chunk": index // chunk_size,
-        "episode_index": index,
-        "video_key": video_key,
-    }
+    return _filled(template, {"episode_chunk": index // chunk_size, "episode_index": index, "video_key": video_key})
 
+
+def fill_file_path(template: str, *, chunk: int, file: int, video_key: str = "") -> str:
+    """Returns the path, inside a v3.0 data set, of one file of many episodes; as careful as `fill_path`."""
+    return _filled(template, {"chunk_index": chunk, "file_index": file, "video_key": video_key})
+
+
+def _filled(template: str, values: dict[str, int | str]) -> str:
     def filled(match: re.Match[str]) -> str:
-        return str(values[match[1]]).zfill(int(match[2] or 0))
+        # A field of the other version stays as it is, and is refused below.
+        return str(values[match[1]]).zfill(int(match[2] or 0)) if match[1] in values else match[0]
 
     path = _FIELD.sub(filled, template)
     if "{" in path or "}" in path:
@@ -201,6 +211,6 @@ def check_version(version: object, where: str) -> str:
     if isinstance(version, str) and version.startswith("v3"):
         raise DataError(
             f"{where}: a LeRobot {version} data set (many episodes per file) is not read here, "
-            f"{' and '.join(READ_VERSIONS)} are; convert it to {VERSION} first"
+            f"{' and '.join(READ_VERSIONS)} are; use open_dataset, or 'pyramid convert --to lerobot-v2.1'"
         )
     raise DataError(f"{where}: codebase_version {version!r} is not read here, {' and '.join(READ_VERSIONS)} are")

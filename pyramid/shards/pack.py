@@ -129,6 +129,8 @@ def plan(clips: Sequence[Clip], config: PackConfig, folder: str) -> list[Unit]:
 
 
 def _expected_frames(clip: Clip, config: PackConfig) -> float:
+    if clip.n_rows is not None:
+        return clip.n_rows
     rate = clip.source_hz or GUESS_HZ
     if config.rate_hz is not None and not clip.episode:
         rate = config.rate_hz

@@ -116,11 +116,12 @@ class _Making:
         times = np.asarray(times_s, np.float64)
         scores = score_luma(np.stack(self._luma), times)
         _apply_policy(clip, scores, config)
+        shown = times
         times = times - times[0]
         members = {VIDEO: self._encoder.finish(), TIMES: dump_array(times)}
         dims = {"state_dim": 0, "action_dim": 0}
         if clip.episode:
-            state, action = _numbers(clip, len(times))
+            state, action = _numbers(clip, shown)
             members |= {STATE: dump_array(state), ACTION: dump_array(action)}
             dims = {"state_dim": state.shape[1], "action_dim": action.shape[1]}
         facts = _facts(clip, config, len(times), _rate_hz(times, clip, config)) | dims
@@ -169,16 +170,28 @@ def _rate_hz(times: NDArray[np.float64], clip: Clip, config: PackConfig) -> floa
     return round((len(times) - 1) / float(times[-1]), 6) if len(times) > 1 and times[-1] > 0 else GUESS_HZ
 
 
-def _numbers(clip: Clip, n_frames: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _numbers(clip: Clip, times_s: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Reads the states and actions of an episode; a clip that is part of it gets its own rows."""
-    rate = clip.source_hz or GUESS_HZ
+    rate, n_frames = clip.source_hz or GUESS_HZ, len(times_s)
+    shared = None if clip.first_row is None or clip.n_rows is None else (clip.first_row, clip.n_rows)
+    if shared is not None:
+        _check_stretch(clip, times_s, shared[1])
     try:
-        rows = read_rows(clip.episode, rate)
+        rows = read_rows(clip.episode, rate, rows=shared)
     except DataError as error:
         raise SkipItemError("bad_episode", str(error)) from error
-    first = round(clip.start_s * rate)
+    first = 0 if shared else round(clip.start_s * rate)
     state, action = rows.state[first : first + n_frames], rows.action[first : first + n_frames]
     if len(state) != n_frames:
         detail = f"{clip.episode}: {len(rows.state)} rows, but {clip.video} has frames up to {first + n_frames}"
         raise SkipItemError("length_mismatch", detail)
     return state, action
+
+
+def _check_stretch(clip: Clip, times_s: NDArray[np.float64], n_rows: int) -> None:
+    """Refuses frames that are not the rows' own: a neighbour's in the same video, or too few."""
+    late = float(times_s[0]) - clip.start_s
+    if len(times_s) != n_rows or abs(late) > 1e-3:  # Containers round to a millisecond.
+        where = f"{clip.video} from {clip.start_s:.3f} to {clip.end_s:.3f} s"
+        detail = f"{where}: {len(times_s)} frames, the first {late:.3f} s late, for {n_rows} rows of {clip.episode}"
+        raise SkipItemError("length_mismatch", detail)

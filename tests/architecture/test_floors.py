@@ -37,6 +37,7 @@ FLOORS = {
     "pyramid.video": 1,
     "pyramid.nn": 1,
     "pyramid.labels": 2,
+    "pyramid.conversion": 2,
     "pyramid.mixture": 2,
     "pyramid.training": 2,
     "pyramid.sim": 2,
