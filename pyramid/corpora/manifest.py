@@ -23,6 +23,7 @@ _TYPES = dict.fromkeys(_FLOATS, pa.float64()) | dict.fromkeys(_COUNTS, pa.int64(
 SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in Clip.columns()])
 OPTIONAL = ("person", "verb", "noun", "extra", "first_row", "n_rows")
 """Columns that a manifest may lack."""
+_NULLABLE = ("source_hz", *_COUNTS)
 GROUP_ROWS = 16_384
 """Clips in a row group, and in memory at a time."""
 _IDS = pa.schema([("clip_id", pa.string())])
@@ -76,7 +77,7 @@ def _iter(path: str, batch: int, max_total_bytes: int | None) -> Iterator[Clip]:
 
 
 def _clip(row: Mapping[str, Any], where: str) -> Clip:
-    empty = [name for name, value in row.items() if value is None and name != "source_hz"]
+    empty = [name for name, value in row.items() if value is None and name not in _NULLABLE]
     if empty:
         raise DataError(f"{where}: {', '.join(empty)} is null")
     try:
