@@ -115,8 +115,8 @@ def write_video(path: Path, n: int = 40, size: int = 96) -> None:
 def test_own_videos_with_bad_ones_among_them(small_demo: Path, tmp_path: Path) -> None:
     videos = tmp_path / "mine"
     videos.mkdir()
-    for name in ("one", "two", "three"):
-        write_video(videos / f"{name}.mp4", n=40 + len(name))
+    for i, name in enumerate(("one", "two", "three")):
+        write_video(videos / f"{name}.mp4", n=40 + i)
     (videos / "notes.mp4").write_text("this is a text file\n" * 50)
     whole = (videos / "one.mp4").read_bytes()
     (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
