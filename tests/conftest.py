@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -37,3 +38,8 @@ def s3() -> Iterator[str]:
         else:
             os.environ[name] = value
     server.stop()
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
