@@ -27,7 +27,7 @@ VERBS = (
     Verb(
         "pack", "pyramid.shards.pack:pack", "decode, resize, write webdataset shards", "pyramid.shards.pack:PackConfig"
     ),
-    Verb("verify", "pyramid.shards.verify:verify", "check shards and label tables against their index"),
+    Verb("verify", "pyramid.shards.verify:verify", "check shards and labels, LeRobot data sets, manifests"),
     Verb("train lam", "lam.train:train_lam", "train a latent-action model", "lam.config:LAMConfig"),
     Verb("train idm", "idm.train:train_idm", "train an inverse dynamics model", "idm.config:IDMConfig"),
     Verb("train vla", "vla.train:train_vla", "train a policy on a mixture", "vla.config:VLAConfig"),

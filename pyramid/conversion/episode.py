@@ -21,6 +21,7 @@ from pyramid.conversion.labels import LabelColumn, labels_of
 from pyramid.errors import DataError, SkipItemError
 from pyramid.jobs import Outcome
 from pyramid.lerobot import stats
+from pyramid.lerobot.columns import numbers
 from pyramid.lerobot.schema import ACTION_KEY, STATE_KEY
 from pyramid.shards.reader import Sample, ShardSet
 from pyramid.video.remux import Segment, examine, opened_packets
@@ -193,24 +194,6 @@ def _key_frames(segment: Segment) -> NDArray[np.uint8]:
     if not pictures:
         raise SkipItemError("decode_error", f"{segment.path}: no key frame decodes")
     return np.stack(pictures)
-
-
-def numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
-    """Returns a column of numbers, truth values or equally long vectors as [T] or [T, D]; None for anything else."""
-    array = column.combine_chunks()
-    nested = (
-        pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
-    )
-    flat = array.flatten() if nested else array
-    kind = flat.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        return None
-    if array.null_count or flat.null_count or len(flat) % max(len(array), 1):
-        return None
-    if nested and len(set(pc.list_value_length(array).to_pylist())) != 1:
-        return None
-    values = np.asarray(flat.to_numpy(zero_copy_only=False))
-    return values.reshape(len(array), -1) if nested else values
 
 
 def _dim(column: pa.ChunkedArray) -> int:

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pyramid import files, parquet
-from pyramid.conversion import episode
 from pyramid.conversion.origin import Origin
 from pyramid.errors import DataError
 from pyramid.jobs import Quarantined
 from pyramid.lerobot import schema, stats
+from pyramid.lerobot.columns import numbers
 from pyramid.lerobot.schema import ACTION_KEY, STATE_KEY, Layout
 
 _NUMBERS = {"float": "float32", "double": "float64", "halffloat": "float16", "bool": "bool"}
@@ -169,7 +169,7 @@ def write_modality(out: str, origin: Origin, features: Mapping[str, Any]) -> Non
 
 def pooled_statistics(paths: Sequence[str], name: str) -> dict[str, list[Any]]:
     """Returns the exact statistics of one column over files, holding that column only."""
-    parts = [values for path in paths if (values := episode.numbers(parquet.read(path, [name])[name])) is not None]
+    parts = [values for path in paths if (values := numbers(parquet.read(path, [name])[name])) is not None]
     return stats.full_statistics(np.concatenate(parts)) if parts else {}
 
 

@@ -68,15 +68,16 @@ def read_manifest(path: str) -> list[Clip]:
 def _iter(path: str, batch: int, max_total_bytes: int | None) -> Iterator[Clip]:
     if not files.exists(path):
         raise DataError(f"no clip manifest '{path}'; make one: pyramid scan folder VIDEOS --out {path}")
-    _refuse_repeated_ids(path)
+    refuse_repeated_ids(path)
     number = 0
     for piece in parquet.iter_batches(path, SCHEMA, optional=OPTIONAL, rows=batch, max_total_bytes=max_total_bytes):
         for row in piece.to_pylist():
-            yield _clip(row, f"'{path}', row {number}")
+            yield to_clip(row, f"'{path}', row {number}")
             number += 1
 
 
-def _clip(row: Mapping[str, Any], where: str) -> Clip:
+def to_clip(row: Mapping[str, Any], where: str) -> Clip:
+    """Returns the clip of a manifest's row; refuses what is none, naming ``where``."""
     empty = [name for name, value in row.items() if value is None and name not in _NULLABLE]
     if empty:
         raise DataError(f"{where}: {', '.join(empty)} is null")
@@ -91,8 +92,11 @@ def _ids(path: str) -> Iterator[str]:
         yield from piece.column(0).to_pylist()
 
 
-def _refuse_repeated_ids(path: str) -> None:
-    """Compares 64-bit hashes, and the ids themselves only where two hashes are equal."""
+def refuse_repeated_ids(path: str) -> None:
+    """Refuses a manifest in which one id stands twice.
+
+    It compares 64-bit hashes, and the ids themselves only where two hashes are equal.
+    """
     hashes, next_check = array("q"), 4 * GROUP_ROWS
     for clip_id in _ids(path):
         hashes.append(hash(clip_id))

@@ -1,15 +1,23 @@
-"""The verb ``verify``: holds shards and label tables against their index, and sets the bad ones aside."""
+"""The verb ``verify``: holds shards and label tables against their index, and sets the bad ones aside.
+
+What is wrong with a LeRobot data set is left to `pyramid.lerobot.verify`, with a clip manifest to
+`pyramid.corpora.verify`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow.compute as pc
 
 from pyramid import files, parquet
-from pyramid.errors import DataError, ExitCode
+from pyramid.corpora.verify import check_manifest
+from pyramid.errors import ConfigError, DataError, ExitCode
 from pyramid.jobs import Quarantined
+from pyramid.lerobot.schema import INFO
+from pyramid.lerobot.verify import check_dataset
 from pyramid.progress import Progress
 from pyramid.receipts import path_of
 from pyramid.remote import Entry
@@ -18,6 +26,17 @@ from pyramid.shards.reader import ShardSet
 
 QUARANTINE = "_quarantine"
 LABELS = "labels"
+Kind = Literal["shards", "lerobot", "manifest"]
+_NOUNS: dict[Kind, tuple[str, str]] = {
+    "shards": ("shards", "samples"),
+    "lerobot": ("data files", "episodes"),
+    "manifest": ("manifest", "clips"),
+}
+_NO_QUARANTINE: dict[Kind, str] = {
+    "lerobot": "a LeRobot data set counts its episodes: 'pyramid convert SRC DST' writes one without those that "
+    "cannot be used",
+    "manifest": "a clip manifest is written by 'pyramid scan', which sets aside what cannot be used; scan again",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +44,17 @@ class VerifyResult:
     """What verifying found."""
 
     shards: int
-    """Shards that the index names."""
+    """Shards that the index names; of a LeRobot data set its files of rows."""
     samples: int
-    """Samples that the index names."""
+    """Samples that the index names; episodes, or clips of a manifest."""
     bad: list[dict[str, str]] = field(default_factory=list)
-    """``path`` and ``reason`` of each bad shard or label table."""
+    """``path`` and ``reason`` of each bad shard, table, episode or row."""
     quarantined: bool = False
     """Whether the bad ones were set aside."""
+    kind: Kind = "shards"
+    """What was looked at: a shard folder, a LeRobot data set or a clip manifest."""
+    notes: list[str] = field(default_factory=list)
+    """What is claimed and not so, and hurts no reader, as sentences."""
 
     @property
     def items(self) -> list[Quarantined]:
@@ -46,22 +69,44 @@ class VerifyResult:
         return ExitCode.QUARANTINED if self.quarantined else ExitCode.FAILED
 
     def __repr__(self) -> str:
+        files_, items = _NOUNS[self.kind]
+        size = f"{self.shards} {files_}, {self.samples} {items}"
+        odd = f", {len(self.notes)} notes" if self.notes else ""
         if not self.bad:
-            return f"{self.shards} shards, {self.samples} samples: all as the index says"
+            return f"{size}: all as {'the index' if self.kind == 'shards' else 'it'} says{odd}"
+        if self.kind != "shards":
+            return f"{size}: {len(self.bad)} faults{odd}"
         what = "set aside" if self.quarantined else "bad; set them aside with --quarantine"
-        return f"{self.shards} shards, {self.samples} samples: {len(self.bad)} files {what}"
+        return f"{size}: {len(self.bad)} files {what}"
 
 
-def verify(shards: str, *, quarantine: bool = False) -> VerifyResult:
-    """Checks shards and label tables against their index.
+def verify(path: str, *, quarantine: bool = False) -> VerifyResult:
+    """Checks shards and label tables, a LeRobot data set or a clip manifest against what it says of itself.
 
     Args:
-        shards: the shard folder.
-        quarantine: move bad files into _quarantine and take their samples out of the index.
+        path: the shard folder, the folder of a LeRobot data set, or a manifest such as clips.parquet.
+        quarantine: move bad files into _quarantine and take their samples out of the index; shards only.
 
     Raises:
-        DataError: no index there.
+        ConfigError: quarantine of something that has none.
+        DataError: nothing there that can be verified.
     """
+    kind = _kind_of(path)
+    if kind == "shards":
+        return _verify_shards(path, quarantine=quarantine)
+    if quarantine:
+        raise ConfigError(f"'{path}' has no quarantine: {_NO_QUARANTINE[kind]}")
+    found = check_dataset(path) if kind == "lerobot" else check_manifest(path)
+    return VerifyResult(shards=found.files, samples=found.items, bad=found.all_bad(), kind=kind, notes=found.notes)
+
+
+def _kind_of(path: str) -> Kind:
+    if files.exists(files.join(path, "meta", INFO)):
+        return "lerobot"
+    return "manifest" if path.endswith(".parquet") and not files.is_dir(path) and files.exists(path) else "shards"
+
+
+def _verify_shards(shards: str, *, quarantine: bool) -> VerifyResult:
     found = ShardSet.open(shards)
     there = files.entries(shards)
     bad_shards = {name: reason for name in _progress(found) if (reason := _shard_fault(found, name, there))}

@@ -21,6 +21,7 @@ FLOORS = {
     "pyramid.errors": 0,
     "pyramid.config": 0,
     "pyramid.files": 0,
+    "pyramid.findings": 0,
     "pyramid.remote": 0,
     "pyramid.uploads": 0,
     "pyramid.receipts": 0,

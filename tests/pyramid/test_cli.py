@@ -96,7 +96,7 @@ def test_every_verb_explains_itself(run: Run, verb: Verb) -> None:
         (["pack", "none.parquet", "--out", "x", "--config", "none.yaml"], "no config file 'none.yaml'"),
         (["pack", "none.parquet", "--out", "x", "--config", "lam/tny"], "did you mean 'lam/tiny'"),
         (["pack", "--size_px"], "size_px"),
-        (["verify"], "SHARDS is missing"),
+        (["verify"], "PATH is missing"),
         (["label", "x", "--model", "y"], "--labeler is missing"),
         (["mix", "simulate", "none.yaml", "--draws", "0"], "draws"),
     ],
