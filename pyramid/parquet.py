@@ -116,6 +116,7 @@ def read(
     path: files.Location,
     columns: Sequence[str] | None = None,
     *,
+    optional: Collection[str] = (),
     rows: tuple[int, int] | None = None,
     max_bytes: int = files.MAX_READ_BYTES,
 ) -> pa.Table:
@@ -124,6 +125,7 @@ def read(
     Args:
         path: the file.
         columns: those wanted; None reads all.
+        optional: those of ``columns`` that may be missing.
         rows: first row and number of rows wanted; only the row groups that hold them are read. None reads all.
         max_bytes: most memory that it may take.
 
@@ -137,11 +139,11 @@ def read(
     with files.open_read(path) as stream:
         try:
             plain = pq.ParquetFile(stream)
-            missing = sorted(set(columns or ()) - set(plain.schema_arrow.names))
+            missing = sorted(set(columns or ()) - set(plain.schema_arrow.names) - set(optional))
             if missing:
                 known = ", ".join(plain.schema_arrow.names)
                 raise DataError(f"'{path}' has no column {', '.join(missing)}; it has {known}")
-            names = list(columns) if columns else plain.schema_arrow.names
+            names = [name for name in columns or plain.schema_arrow.names if name in plain.schema_arrow.names]
             # Texts stay in their dictionary until it is known how large they are without it.
             texts = [column.path for column in plain.schema if column.physical_type == "BYTE_ARRAY"]
             stream.seek(0)

@@ -46,6 +46,10 @@ INDEX_SCHEMA = pa.schema(
         ("embodiment", pa.string()),
         ("split", pa.string()),
         ("text", pa.string()),
+        ("text_origin", pa.string()),
+        ("person", pa.string()),
+        ("verb", pa.string()),
+        ("noun", pa.string()),
         ("rate_hz", pa.float64()),
         ("duration_s", pa.float64()),
         ("height_px", pa.int32()),
@@ -60,6 +64,10 @@ INDEX_SCHEMA = pa.schema(
         ("shard_bytes", pa.int64()),
     ]
 )
+
+
+INDEX_OPTIONAL = ("text_origin", "person", "verb", "noun")
+"""Columns that an index of a former version lacks; they are read as null."""
 
 
 def shard_name(prefix: str, number: int) -> str:

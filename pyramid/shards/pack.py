@@ -26,7 +26,7 @@ from pyramid.types import Clip
 
 __all__ = ["PackConfig", "PackResult", "pack", "pack_shard", "plan"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)

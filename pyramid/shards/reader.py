@@ -24,6 +24,7 @@ from pyramid.shards.ahead import ReadAhead
 from pyramid.shards.layout import (
     ACTION,
     INDEX_FILE,
+    INDEX_OPTIONAL,
     INDEX_SCHEMA,
     MAX_MEMBER_BYTES,
     MEMBERS,
@@ -106,7 +107,7 @@ class ShardSet:
             raise DataError(
                 f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
             )
-        index = _checked(parquet.read(path, INDEX_SCHEMA.names), path)
+        index = _checked(parquet.read(path, INDEX_SCHEMA.names, optional=INDEX_OPTIONAL), path)
         return cls(str(folder), index, parquet.metadata(path))
 
     def __len__(self) -> int:
@@ -195,6 +196,9 @@ def _checked(index: pa.Table, path: str) -> pa.Table:
     """Returns an index with the columns' own types; refuses one that cannot be what it says it is."""
     columns = []
     for kind in INDEX_SCHEMA:
+        if kind.name not in index.column_names:  # `INDEX_OPTIONAL`: the reader refused any other.
+            columns.append(pa.nulls(len(index), kind.type))
+            continue
         try:
             columns.append(index[kind.name].cast(kind.type))
         except pa.ArrowException as error:

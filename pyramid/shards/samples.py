@@ -126,9 +126,8 @@ class _Making:
             dims = {"state_dim": state.shape[1], "action_dim": action.shape[1]}
         facts = _facts(clip, config, len(times), _rate_hz(times, clip, config)) | dims
         found = scores.to_dict()
-        origin = {"text_origin": clip.text_origin, "licence": clip.licence, "content": clip.content}
-        told = {"person": clip.person, "verb": clip.verb, "noun": clip.noun, "extra": clip.facts()}
-        meta = {**facts, **origin, **told, "scores": found, "start_s": clip.start_s}
+        told = {"licence": clip.licence, "content": clip.content, "extra": clip.facts()}
+        meta = {**facts, **told, "scores": found, "start_s": clip.start_s}
         members[META] = json.dumps(meta, sort_keys=True).encode()
         notes = {"static_share": scores.static_share, "camera_px": scores.camera_px, "cuts": list(scores.cuts)}
         return PackedClip(key=facts["key"], members=members, facts={**facts, **notes, "notes": scores.notes()})
@@ -143,6 +142,10 @@ def _facts(clip: Clip, config: PackConfig, n_frames: int, rate_hz: float) -> dic
         "embodiment": clip.embodiment,
         "split": clip.split,
         "text": clip.text,
+        "text_origin": clip.text_origin,
+        "person": clip.person,
+        "verb": clip.verb,
+        "noun": clip.noun,
         "frames": n_frames,
         "rate_hz": rate_hz,
         "duration_s": clip.duration_s,

@@ -101,9 +101,11 @@ def verify(path: str, *, quarantine: bool = False) -> VerifyResult:
 
 
 def _kind_of(path: str) -> Kind:
-    if files.exists(files.join(path, "meta", INFO)):
+    if path.endswith(".parquet") and files.exists(path) and not files.is_dir(path):
+        return "manifest"
+    if not files.exists(files.join(path, INDEX_FILE)) and files.exists(files.join(path, "meta", INFO)):
         return "lerobot"
-    return "manifest" if path.endswith(".parquet") and not files.is_dir(path) and files.exists(path) else "shards"
+    return "shards"
 
 
 def _verify_shards(shards: str, *, quarantine: bool) -> VerifyResult:

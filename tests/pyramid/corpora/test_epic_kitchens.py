@@ -9,12 +9,14 @@ from pathlib import Path
 import drawing
 import pytest
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.corpora.epic_kitchens import TABLES, read_actions
+from pyramid.corpora.manifest import read_manifest
 from pyramid.corpora.scan import list_clips, scan
 from pyramid.corpora.source import ScanConfig
 from pyramid.corpora.tables import look_through, parse_list, parse_time
 from pyramid.errors import DataError
+from pyramid.shards.layout import INDEX_FILE
 from pyramid.shards.pack import pack
 from pyramid.shards.reader import ShardSet
 from pyramid.types import Clip
@@ -125,6 +127,14 @@ def test_a_clip_shows_its_own_frames_and_its_sample_tells_who_and_what(root: Pat
     assert (late.meta["person"], late.meta["verb"], late.meta["noun"]) == ("P01", "put-down", "plate")
     assert late.meta["extra"]["all_nouns"] == ["plate", "board:cutting"]
     assert late.meta["start_s"] == 4.0
+    # Who, what and in which split: columns of the index, which any reader of Parquet joins with other tables.
+    index = parquet.read(tmp_path / "out" / INDEX_FILE).to_pylist()
+    columns = ("person", "verb", "noun", "text", "text_origin", "split")
+    told = {row["clip_id"].partition("#")[2]: tuple(row[name] for name in columns) for row in index}
+    split = {clip.person: clip.split for clip in read_manifest(manifest)}
+    assert told["P01_01_10"] == ("P01", "put-down", "plate", "put down plate", "narration", split["P01"])
+    assert told["P02_03_0"] == ("P02", "", "", "", "", split["P02"])
+    assert split["P01"] != split["P02"]
 
 
 def test_rows_that_cannot_be_used_are_refused_by_name(root: Path) -> None:

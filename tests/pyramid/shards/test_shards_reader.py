@@ -11,7 +11,7 @@ import pytest
 
 from pyramid import files, parquet
 from pyramid.errors import DataError, PyramidError
-from pyramid.shards.layout import INDEX_FILE
+from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA
 from pyramid.shards.reader import ShardSet
 
 FRAMES = [5, 3, 8, 4, 6]
@@ -170,6 +170,15 @@ def test_more_columns_and_wider_types_are_read(folder: str) -> None:
     wide = table.set_column(0, "shard", table["shard"].cast(pa.large_string()))
     parquet.write(path, wide)
     assert len(ShardSet.open(folder).read(4)) == 6
+
+
+def test_an_index_of_a_former_version_is_read_without_who_and_what(folder: str) -> None:
+    path = Path(folder, INDEX_FILE)
+    parquet.write(path, parquet.read(path).drop_columns(["person", "verb", "noun", "text_origin"]), {})
+    shards = ShardSet.open(folder)
+    assert len(shards.read(4)) == 6
+    assert shards.index.column_names == INDEX_SCHEMA.names
+    assert {shards.rows[4][name] for name in ("person", "verb", "noun", "text_origin")} == {None}
 
 
 def test_numbers_that_do_not_fit_the_frames_are_refused(tmp_path: Path) -> None:
