@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pyramid.corpora.ego4d_actions import CANONICAL_HZ, Actions, Piece, Reader
 from pyramid.corpora.large_json import entries
 from pyramid.corpora.source import Found, ScanConfig, Source, relative, split_of
+from pyramid.corpora.splits import events
 from pyramid.corpora.tables import Tree, look_through, read_rows
 from pyramid.errors import DataError
 from pyramid.jobs import Quarantined
@@ -37,6 +38,7 @@ class _Video:
     person: str = ""
     split: Literal["", "train", "val"] = ""
     closed: tuple[tuple[float, float], ...] = ()
+    together: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -52,6 +54,9 @@ def find(root: str, config: ScanConfig) -> Found:
     known = dict(_from_json(told)) if told else _from_manifests(tree)
     actions = Actions.open(next((path for name in NARRATIONS if (path := _newest(tree, name))), None), _fho(tree))
     found = Found(sources=[], skipped=skipped)
+    told_of = {uid: video for uid, video in known.items() if isinstance(video, _Video)}
+    persons = {uid: video.person for uid, video in told_of.items()}
+    event_of = events(persons, {uid: video.together for uid, video in told_of.items()})
     where = _piece_times(tree, told, actions)
     files = [(uid, path, Piece(uid)) for uid, path in whole.items()]
     for uid, path in pieces.items():
@@ -65,7 +70,7 @@ def find(root: str, config: ScanConfig) -> Found:
         if isinstance(video, _Video) and (piece.video in known or not told):
             facts = {**video.facts, **({"video_uid": piece.video} if name != piece.video else {})}
             reader = Reader(actions=actions, piece=piece, facts=facts, config=config, dropped=found.dropped)
-            found.sources.append(_source(name, path, video, reader))
+            found.sources.append(_source(name, path, video, reader, event_of.get(piece.video, "")))
             continue
         wrong = video if isinstance(video, str) else "is not listed, so what must not be shown of it is unknown"
         detail = f"{path}: in '{told}' video {piece.video} {wrong}"
@@ -76,7 +81,7 @@ def find(root: str, config: ScanConfig) -> Found:
     return found
 
 
-def _source(name: str, path: str, video: _Video, reader: Reader) -> Source:
+def _source(name: str, path: str, video: _Video, reader: Reader, event: str) -> Source:
     start = reader.piece.start_s
     return Source(
         name=name,
@@ -85,6 +90,7 @@ def _source(name: str, path: str, video: _Video, reader: Reader) -> Source:
         split=video.split,
         extra=reader.facts,
         origin=reader.piece.video,
+        event=event,
         closed=tuple((begin - start, end - start) for begin, end in video.closed),
         windows=reader.windows,
     )
@@ -147,8 +153,25 @@ def _from_json(path: str) -> Iterator[tuple[str, _Video | str]]:
         person = row.get("fb_participant_id")
         yield (
             uid,
-            _Video(person="" if person is None else str(person), split=_split(row), closed=closed, facts=_facts(row)),
+            _Video(
+                person="" if person is None else str(person),
+                split=_split(row),
+                closed=closed,
+                together=_together(row.get("concurrent_sets")),
+                facts=_facts(row),
+            ),
         )
+
+
+def _together(sets: Any) -> tuple[str, ...]:
+    """Returns the uids that ``concurrent_sets`` names, of sets or of videos, however it nests them."""
+    found, left = set(), [sets]
+    while left:
+        value = left.pop()
+        left += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        if isinstance(value, str) and _UID.fullmatch(value):
+            found.add(value)
+    return tuple(sorted(found))
 
 
 def _seconds(interval: dict[str, Any]) -> tuple[float, float]:

@@ -114,6 +114,9 @@ class Source:
     """Stretches that must not be used, (start, end) in seconds: nothing that touches one becomes a clip."""
     origin: str = ""
     """Name of the longer video that the file is a piece of; empty when it is whole. Never in two splits."""
+    event: str = ""
+    """Name of what several people filmed together; whoever is in it is in one split. Empty when the person, or the
+    video, decides."""
     windows: Callable[[float], Iterable[Window | Quarantined]] | None = None
     """Reads the annotated stretches, and those that cannot be used, of a video of so many seconds; None, or none at
     all, takes the whole video."""
