@@ -236,7 +236,8 @@ def parse_sample(data: bytes, key: str, where: str) -> Sample:
                 if stream is None or entry.size > min(MAX_MEMBER_BYTES, len(data)):
                     raise UnsafeInputError(f"{where}: member {entry.name!r} of {entry.size} bytes is not read")
                 members[name] = stream.read()
-    except (tarfile.TarError, ValueError) as error:  # ValueError: numbers in extended headers that are none.
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        # Numbers in extended headers that are none; headers that announce headers without end.
         raise DataError(f"{where}: sample {key} is not a tar: {error}") from error
     missing = [name for name in (META, VIDEO, TIMES) if name not in members]
     if missing:

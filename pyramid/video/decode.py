@@ -23,6 +23,9 @@ from pyramid.video.scale import Picture, Scaler
 
 _SEEK_MARGIN_S = 0.5
 """Decoding starts this much before the wanted time, for streams whose key frames carry rounded times."""
+_INDEXED = ("mov", "matroska")
+"""Containers that say where their key frames are, and when the first frame is shown. In others (transport streams,
+program streams, AVI) a seek may end behind the frame that was asked for: those are decoded from their beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ def decode_source(path: str, request: DecodeRequest, limits: VideoLimits = DEFAU
     return Frames(pixels, np.asarray(stretch.times_s, np.float64))
 
 
-def _taken(pictures: Iterator[tuple[float, Picture]], stretch: Stretch) -> Iterator[Picture]:
+def _taken(pictures: Pictures, stretch: Stretch) -> Iterator[Picture]:
     for time_s, picture in pictures:
         if time_s >= stretch.stop_s:
             break
@@ -149,11 +152,26 @@ class Stretch:
         return picture
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """The frames of an opened video in one pass, with their times in seconds."""
+
+    each: Iterator[tuple[float, Picture]]
+    """Gives them one by one."""
+    indexed: bool
+    """Whether a later stretch can be reached without decoding all before it."""
+
+    def __iter__(self) -> Iterator[tuple[float, Picture]]:
+        return self.each
+
+
+def _is_indexed(container: Any) -> bool:
+    return any(name in container.format.name for name in _INDEXED)
+
+
 @contextlib.contextmanager
-def open_source(
-    path: str, request: DecodeRequest, limits: VideoLimits = DEFAULT_LIMITS
-) -> Iterator[Iterator[tuple[float, Picture]]]:
-    """Opens a video for one pass and yields its frames with their times in seconds, as an iterator.
+def open_source(path: str, request: DecodeRequest, limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[Pictures]:
+    """Opens a video for one pass and yields its frames with their times in seconds.
 
     It begins at the request's start, or before it, and goes on to the end of the video; its rate and its end are for
     `Stretch`. Memory does not depend on the length.
@@ -162,17 +180,20 @@ def open_source(
         scaler = Scaler(request.size_px, crop=request.crop)
         rate = float(stream.average_rate) if stream.average_rate else None
         frames = _timed_frames(container, stream, request, path)
-        yield ((time_s, Picture(frame, scaler, rate)) for time_s, frame in frames)
+        pictures = ((time_s, Picture(frame, scaler, rate)) for time_s, frame in frames)
+        yield Pictures(pictures, _is_indexed(container))
 
 
 def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str) -> Iterator[tuple[float, Any]]:
     """Yields frames with their times in seconds; a stretch far into the file is reached by seeking."""
     # One thread spends the least time of a processor for each frame; packing has its processes.
     stream.thread_type, stream.codec_context.thread_count = "SLICE", 1
-    origin = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+    # Elsewhere the first frame tells, since the stream's own word may be a frame early.
+    indexed = _is_indexed(container) and stream.time_base
+    origin = float((stream.start_time or 0) * stream.time_base) if indexed else None
     target = request.start_s - _SEEK_MARGIN_S
     try:
-        if request.source_hz is None and target > 0 and stream.time_base:
+        if request.source_hz is None and target > 0 and origin is not None:
             container.seek(int((target + origin) / stream.time_base), stream=stream, backward=True)
         for index, frame in enumerate(container.decode(stream)):
             if request.source_hz is not None:
@@ -180,6 +201,7 @@ def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str
             elif frame.time is None:
                 raise SkipItemError("no_timestamps", f"{path}: frame {index} has no presentation time; set source_hz")
             else:
+                origin = frame.time if origin is None else origin
                 yield frame.time - origin, frame
     except (av.error.FFmpegError, OSError) as error:
         detail = str(getattr(error, "strerror", None) or error)

@@ -57,7 +57,7 @@ def _pass(
             yield from _end(active, time_s)
             while waiting and time_s >= (stretch := Stretch(requests[waiting[0]], path)).start_s:
                 active[waiting.popleft()], begun = stretch, True
-            if not active and (not waiting or (begun and _is_hole(requests[waiting[0]], time_s))):
+            if not active and (not waiting or (begun and pictures.indexed and _is_hole(requests[waiting[0]], time_s))):
                 return
             yield from _push(active, time_s, picture)
     # The video ended: nothing is left for those that still wait.

@@ -67,6 +67,14 @@ def test_a_stretch_that_nobody_wants_is_jumped_over(tmp_path: Path, decoded: lis
     assert len(decoded) < 100
 
 
+def test_a_container_without_an_index_is_decoded_once_from_its_beginning(tmp_path: Path, decoded: list[float]) -> None:
+    path = drawing.write_video(tmp_path / "a.ts", range(600), rate=10, gop=100, size=(32, 32))
+    shown, _ = collect(path, [DecodeRequest(start_s=50, end_s=51), DecodeRequest(start_s=2, end_s=3)])
+    assert shown == {0: list(range(500, 510)), 1: list(range(20, 30))}
+    assert decoded == sorted(decoded)
+    assert len(decoded) <= 511
+
+
 def test_a_clip_without_frames_does_not_end_the_others(tmp_path: Path) -> None:
     path = drawing.write_video(tmp_path / "a.mp4", range(20), rate=10)
     stretches = [(0.02, 0.05), (0.0, 1.0), (5.0, 6.0)]
