@@ -19,12 +19,19 @@ from pyramid.errors import ConfigError, DataError, SkipItemError, nearest
 from pyramid.labels.table import LabelRun
 from pyramid.shards.reader import ShardSet
 
-_LATENT = {"latent": "latent", "codes": "codes", "recon_gain": "latent_recon_gain", "gap_s": "latent_gap_s"}
+_LATENT = {
+    "latent": "latent",
+    "codes": "codes",
+    "recon_gain": "latent_recon_gain",
+    "gap_s": "latent_gap_s",
+    "flags": "latent_flags",
+}
 _PSEUDO = {
     "action": "pseudo_action",
     "action_std": "pseudo_action_std",
     "n_votes": "pseudo_action_votes",
     "gap_s": "pseudo_action_gap_s",
+    "flags": "pseudo_action_flags",
 }
 
 

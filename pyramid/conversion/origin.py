@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyramid.corpora.source import fingerprint
 from pyramid.errors import DataError
 from pyramid.jobs import Quarantined
 from pyramid.lerobot import schema
+from pyramid.lerobot.extra import split_of
 from pyramid.lerobot.read import LeRobotDataset, LeRobotEpisode
 from pyramid.lerobot.read_v3 import open_dataset
 from pyramid.shards.layout import INDEX_FILE
@@ -48,8 +49,6 @@ class Origin:
     """Episodes and clips that are set aside."""
     labels: tuple[LabelColumn, ...] = ()
     """Columns that come out of label tables."""
-    splits: dict[str, int] = field(default_factory=dict)
-    """Episodes by split, in the order of ``episodes``; empty when the source does not say."""
 
 
 def kind_of(src: str) -> str:
@@ -106,7 +105,8 @@ def _of_lerobot(
         "tasks": list(episode.tasks),
         "task_index": task_index,
         "known_tasks": len(dataset.tasks),
-        "extra": {},
+        "extra": episode.extra,
+        "split": split_of(dataset.info.get("splits"), episode.index),
     }
 
 
@@ -138,7 +138,6 @@ def open_shards(src: str, *, camera: str, labels: str) -> Origin:
     ]
     tasks = list(dict.fromkeys(shards.rows[i]["text"] or "" for i in kept))
     key = schema.IMAGE_PREFIX + (camera or MAIN_CAMERA)
-    n_val = sum(_held(shards, i) for i in kept)
     bodies = Counter(shards.rows[i]["embodiment"] for i in kept)
     return Origin(
         fps=common[0],
@@ -150,7 +149,6 @@ def open_shards(src: str, *, camera: str, labels: str) -> Origin:
         episodes=tuple(_of_shards(shards, i, key, tasks, columns) for i in kept),
         refused=tuple(refused),
         labels=columns,
-        splits={"train": len(kept) - n_val, **({"val": n_val} if n_val else {})},
     )
 
 
@@ -187,5 +185,6 @@ def _of_shards(
         "tasks": [text],
         "task_index": tasks.index(text),
         "known_tasks": len(tasks),
+        "split": row["split"],
         "extra": {name: row[name] or "" for name in ("key", "clip_id", "tier", "embodiment", "split")},
     }

@@ -100,12 +100,13 @@ def info_document(
     }
 
 
-def splits_of(origin: Origin, planned: Sequence[Planned]) -> dict[str, str]:
-    """Returns the stretches of episodes by split; all are ``train`` when the source has no splits of its own."""
-    if not origin.splits:
+def splits_of(planned: Sequence[Planned]) -> dict[str, str]:
+    """Returns the stretches of episodes by split, as the source has them; all are ``train`` when it has none."""
+    names = [item.task["split"] for item in planned]
+    if not any(names):
         return {"train": f"0:{len(planned)}"}
-    names = [item.task["extra"].get("split", "train") for item in planned]
-    edges = {name: (names.index(name), len(names) - names[::-1].index(name)) for name in dict.fromkeys(names)}
+    known = dict.fromkeys(name for name in names if name)
+    edges = {name: (names.index(name), len(names) - names[::-1].index(name)) for name in known}
     return {name: f"{start}:{end}" for name, (start, end) in edges.items()}
 
 

@@ -92,7 +92,7 @@ def finish(out: str, origin: Origin, planned: Sequence[Planned], report: JobRepo
     files.write_json(files.join(out, "meta", schema.STATS), pooled)
     target.write_modality(out, origin, features)
     n_videos = len(planned) * len(origin.cameras)
-    document = target.info_document(schema.VERSION, origin, planned, features, target.splits_of(origin, planned))
+    document = target.info_document(schema.VERSION, origin, planned, features, target.splits_of(planned))
     document |= {
         "total_videos": n_videos,
         "total_chunks": -(-len(planned) // schema.CHUNK_SIZE),

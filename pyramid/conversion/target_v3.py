@@ -146,7 +146,7 @@ def finish(
     pooled |= {key: stats.merge_statistics([item.facts["stats"][key] for item in planned]) for key in origin.cameras}
     files.write_json(files.join(out, "meta", schema.STATS), {name: found for name, found in pooled.items() if found})
     target.write_modality(out, origin, features)
-    document = target.info_document(schema.V3, origin, planned, features, target.splits_of(origin, planned))
+    document = target.info_document(schema.V3, origin, planned, features, target.splits_of(planned))
     document |= {
         "data_files_size_in_mb": data_file_mb,
         "video_files_size_in_mb": video_file_mb,
@@ -198,9 +198,20 @@ def _write_episodes(
                 f"videos/{key}/to_timestamp": start + planned[episode].length / origin.fps,
             }
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
     path = schema.fill_file_path(schema.V3_EPISODES_PATH, chunk=0, file=0)
     parquet.write_tables(files.join(out, "meta", path), [table], table.schema)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Returns values as a column; objects, and values of unlike types, as JSON texts: Parquet has none for them."""
+    try:
+        column = pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        column = None
+    if column is not None and "struct" not in str(column.type):
+        return column
+    return pa.array([json.dumps(value, ensure_ascii=False) for value in values])
 
 
 def _episode_row(origin: Origin, item: Planned) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pyramid import files, parquet
 from pyramid.errors import DataError
 from pyramid.jobs import Quarantined
 from pyramid.lerobot import schema
+from pyramid.lerobot.extra import extra_of
 from pyramid.lerobot.schema import ACTION_KEY, STATE_KEY
 
 _NO_INSTRUCTION = ("valid", "invalid")
@@ -49,6 +50,8 @@ class LeRobotEpisode:
     """First row and number of rows in ``data``, which other episodes share; None: the whole file."""
     stretches: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Start and end (exclusive) in the video by camera key, seconds; a camera without one has the whole file."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What its metadata says beyond the format's own keys, plain data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +233,13 @@ def _episodes(root: str, info: dict[str, Any], cameras: list[str]) -> tuple[list
         task = instruction(row["tasks"])
         found.append(
             LeRobotEpisode(
-                index=index, length=row["length"], task=task, data=data, videos=videos, tasks=tuple(row["tasks"])
+                index=index,
+                length=row["length"],
+                task=task,
+                data=data,
+                videos=videos,
+                tasks=tuple(row["tasks"]),
+                extra=row["extra"],
             )
         )
     return found, refused
@@ -245,7 +254,7 @@ def _rows(root: str) -> dict[int, dict[str, Any]]:
             raise DataError(f"{path}: episode_index {index!r} with length {length!r} is not an episode")
         if not isinstance(tasks, list) or index in rows:
             raise DataError(f"{path}: episode {index} stands twice, or its tasks are no list")
-        rows[index] = {"length": length, "tasks": [str(task) for task in tasks]}
+        rows[index] = {"length": length, "tasks": [str(task) for task in tasks], "extra": extra_of(row)}
     return rows
 
 

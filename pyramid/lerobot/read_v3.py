@@ -15,6 +15,7 @@ from pyramid import files, parquet
 from pyramid.errors import DataError
 from pyramid.jobs import Quarantined
 from pyramid.lerobot import read, schema
+from pyramid.lerobot.extra import extra_of, is_extra
 from pyramid.lerobot.read import Folders, LeRobotDataset, LeRobotEpisode
 
 _OWN_COLUMNS = ("episode_index", "tasks", "length", "data/chunk_index", "data/file_index")
@@ -129,7 +130,9 @@ class _Opener:
         missing = [name for name in _OWN_COLUMNS if name not in there]
         if missing:
             raise DataError(f"{path}: there is no column {', '.join(missing)}")
-        rows: list[dict[str, Any]] = parquet.read(path, [name for name in names if name in there]).to_pylist()
+        names = [name for name in names if name in there]
+        names += sorted(name for name in there if is_extra(name))
+        rows: list[dict[str, Any]] = parquet.read(path, names).to_pylist()
         return rows
 
     def _episode(self, index: int, row: dict[str, Any]) -> LeRobotEpisode:
@@ -158,6 +161,7 @@ class _Opener:
             tasks=tuple(tasks),
             rows=rows,
             stretches=stretches,
+            extra=extra_of(row),
         )
 
     def _file(self, template: str, row: dict[str, Any], place: str, video_key: str = "") -> str:

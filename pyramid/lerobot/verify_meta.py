@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,11 +16,11 @@ from pyramid.errors import DataError
 from pyramid.findings import Findings
 from pyramid.lerobot import schema
 from pyramid.lerobot.columns import numbers
+from pyramid.lerobot.extra import stretch_of
 from pyramid.lerobot.read import LeRobotDataset, LeRobotEpisode
 
 _ORDER = ("min", "q01", "q10", "q50", "q90", "q99", "max")
 """Statistics, none of which is smaller than the one before."""
-_STRETCH = re.compile(r"(\d{1,9}):(\d{1,9})")
 
 
 def totals(dataset: LeRobotDataset, found: Findings) -> None:
@@ -43,8 +42,8 @@ def totals(dataset: LeRobotDataset, found: Findings) -> None:
             found.remark(f"{path}: {name} is {dataset.info[name]!r}, there are {count}")
     splits = dataset.info.get("splits", {})
     for name, told in splits.items() if isinstance(splits, dict) else [("splits", splits)]:
-        match = _STRETCH.fullmatch(told) if isinstance(told, str) else None
-        if match is None or int(match[2]) > listed:
+        stretch = stretch_of(told)
+        if stretch is None or stretch[1] > listed:
             found.remark(f"{path}: the split {name!r} is {str(told)[:80]!r}, there are {listed} episodes")
 
 
