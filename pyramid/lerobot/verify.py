@@ -46,8 +46,9 @@ def check_dataset(root: str) -> Findings:
         return found
     for item in dataset.refused:
         found.refuse(item.item, item.detail)
+    faults = {item.detail for item in dataset.refused}
     for note in dataset.notes:
-        if note not in {item.detail for item in dataset.refused} and " has no video of " not in note:
+        if note not in faults and " has no video of " not in note:
             found.remark(note)
     found.items = len(dataset.episodes)
     checking = _Checking(dataset, found)
@@ -78,6 +79,7 @@ class _Checking:
         self._file: tuple[str, pa.Table] | None = None
         self._files: set[str] = set()
         self._without: dict[str, int] = {}
+        self._compared: set[str] = set()
         self._stretches: dict[str, list[_Stretch]] = {}
 
     def episode(self, episode: LeRobotEpisode) -> None:
@@ -132,7 +134,9 @@ class _Checking:
                 detail = f"{facts.n_frames} frames, but the episode has {episode.length} rows"
                 raise SkipItemError("length_mismatch", detail)
             shape = [facts.height_px, facts.width_px]
-            self._compare(path, camera, shape, whole=stretch is None)
+            if camera not in self._compared:
+                self._compared.add(camera)
+                self._compare(path, camera, shape, whole=stretch is None)
         except DataError as error:
             self.found.refuse(path, f"episode {episode.index}: {error}")
 
