@@ -72,9 +72,9 @@ def table_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".parquet"
 
 
-def sample_key(clip: Clip) -> str:
-    """Returns the key of a clip's sample: corpus, digest of the clip id, part 0000."""
-    key = f"{clip.corpus}-{files.sha256_bytes(clip.clip_id.encode())[:12]}-0000"
+def sample_key(clip: Clip, part: int = 0) -> str:
+    """Returns the key of a clip's sample: corpus, digest of the clip id, part; a clip of several views has several."""
+    key = f"{clip.corpus}-{files.sha256_bytes(clip.clip_id.encode())[:12]}-{part:04d}"
     if not KEY_PATTERN.fullmatch(key):
         raise DataError(f"clip '{clip.clip_id}': '{key}' is no sample key")
     return key

@@ -11,6 +11,7 @@ from typing import Literal
 from pyramid.types import NAME_PATTERN
 from pyramid.video.encode import Preset
 from pyramid.video.probe import VideoLimits
+from pyramid.video.regions import CropBorder, SplitGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,10 @@ class PackConfig:
     """Frames per second to keep of clips without actions; None keeps every frame."""
     fit: Literal["squash", "crop"] = "squash"
     """Squash keeps the whole picture and not its aspect; crop keeps the aspect and the centre."""
+    crop_border: CropBorder = "off"
+    """Auto leaves out black bars that are there in the whole video; off only notes them in the index."""
+    split_grid: SplitGrid = "none"
+    """2x2 makes a sample of each quadrant that is not black; auto does so if exactly one quadrant is black."""
     gop: int = 12
     """Frames between key frames in the packed clips."""
     crf: int = 20
