@@ -29,7 +29,8 @@ _NPY_HEADER = re.compile(
 _MAX_SIDE = 2**31
 
 META, VIDEO, TIMES, STATE, ACTION = "json", "mp4", "t_s.npy", "state.npy", "action.npy"
-MEMBERS = (META, VIDEO, TIMES, STATE, ACTION)
+JPEGS, JPEGS_AT = "mjpeg", "mjpeg_at.npy"
+MEMBERS = (META, VIDEO, JPEGS, JPEGS_AT, TIMES, STATE, ACTION)
 """What a sample may hold; the part after the key and a dot."""
 
 INDEX_SCHEMA = pa.schema(

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from pyramid.errors import DataError, SkipItemError
 from pyramid.lerobot.read import read_rows
-from pyramid.shards.layout import ACTION, META, STATE, TIMES, VIDEO, dump_array, sample_key
+from pyramid.shards.layout import ACTION, JPEGS, JPEGS_AT, META, STATE, TIMES, VIDEO, dump_array, sample_key
 from pyramid.shards.options import PackConfig
 from pyramid.types import Clip
 from pyramid.video.encode import ClipEncoder
 from pyramid.video.filters import BORDER_LUMA, ClipScores, score_luma
+from pyramid.video.jpeg import JpegEncoder
 from pyramid.video.regions import Layout, View
 from pyramid.video.scale import Picture
 
@@ -90,14 +91,18 @@ class _Part:
     def __init__(self, clip: Clip, config: PackConfig, view: View, number: int) -> None:
         self.clip, self.config, self.view, self.number = clip, config, view, number
         self._luma: list[NDArray[np.uint8]] = []
-        self._encoder: ClipEncoder | None = None
+        self._video: ClipEncoder | None = None
+        self._jpegs = JpegEncoder(config.jpeg_quality) if config.codec != "h264" else None
 
     def add(self, picture: Picture) -> None:
-        if self._encoder is None:
+        if self._video is None and self.config.codec != "jpeg":
             side, rate, config = self.config.size_px, self._declared_hz(picture), self.config
-            self._encoder = ClipEncoder(side, side, rate, gop=config.gop, crf=config.crf, preset=config.preset)
+            self._video = ClipEncoder(side, side, rate, gop=config.gop, crf=config.crf, preset=config.preset)
         self._luma.append(picture.luma)
-        self._encoder.add(picture.yuv)
+        if self._jpegs is not None:
+            self._jpegs.add(picture.rgb)
+        if self._video is not None:
+            self._video.add(picture.yuv)
 
     def _declared_hz(self, picture: Picture) -> float:
         """Returns the rate for the clip's container, which is written before the mean rate is known."""
@@ -109,14 +114,14 @@ class _Part:
 
     def finish(self, times_s: Sequence[float]) -> PackedClip:
         clip, config = self.clip, self.config
-        if len(times_s) < config.min_frames or self._encoder is None:
+        if len(times_s) < config.min_frames:
             raise SkipItemError("too_short", f"{clip.video}: {len(times_s)} frames, fewer than {config.min_frames}")
         times = np.asarray(times_s, np.float64)
         scores = score_luma(np.stack(self._luma), times)
         _apply_policy(f"{clip.video}{' ' + self.view.name if self.view.name else ''}", scores, config)
         shown = times
         times = times - times[0]
-        members = {VIDEO: self._encoder.finish(), TIMES: dump_array(times)}
+        members = self._pictures() | {TIMES: dump_array(times)}
         dims = {"state_dim": 0, "action_dim": 0}
         if clip.episode:
             state, action = _numbers(clip, shown)
@@ -133,6 +138,15 @@ class _Part:
         row = {"static_share": scores.static_share, "camera_px": scores.camera_px, "cuts": list(scores.cuts)}
         notes = [*_view_notes(self.view), *scores.notes()]
         return PackedClip(key=key, members=members, facts={**facts, **row, "notes": notes})
+
+    def _pictures(self) -> dict[str, bytes]:
+        members: dict[str, bytes] = {}
+        if self._video is not None:
+            members[VIDEO] = self._video.finish()
+        if self._jpegs is not None:
+            members[JPEGS], places = self._jpegs.finish()
+            members[JPEGS_AT] = dump_array(places)
+        return members
 
 
 def _view_notes(view: View) -> list[str]:
