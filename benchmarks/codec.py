@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width, pixels")
     parser.add_argument("--frames", type=int, default=90, help="of each clip, at most")
     parser.add_argument("--draws", type=int, default=8, help="random frames, and random pairs, of each clip")
+    parser.add_argument("--runs", type=int, default=1, help="of each, of which the fastest counts")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         paths = list(videos(arguments.folders)) or [
@@ -64,11 +65,11 @@ def main() -> None:
             make_video(made, 1920, 1080, 50, n=arguments.frames),
         ]
         sources = [load(path, arguments.size, arguments.frames) for path in paths]
-    seconds = sum(len(s.pictures) / s.rate_hz for s in sources)
+    seconds = duration_s(sources)
     print(f"{len(sources)} clips, {sum(len(s.pictures) for s in sources)} frames, {seconds:.0f} s, {arguments.size} px")
-    rows = [measure(name, encode, sources, seconds, arguments.draws) for name, encode in settings()]
+    rows = [measure(name, encode, sources, arguments) for name, encode in settings()]
     print(format_table(HEADER, rows))
-    print("write and read: CPU-ms per frame that is written or used, best of 3; a read begins with the clip's bytes")
+    print("write and read: CPU-ms per frame that is written or used; a read begins with the clip's bytes")
 
 
 def videos(folders: list[str]) -> Iterator[str]:
@@ -123,25 +124,33 @@ def with_h264(source: Source, gop: int, preset: str, crf: int) -> Packed:
     return Packed(len(data), lambda indices: decode_mp4(data, indices))
 
 
+def duration_s(sources: list[Source]) -> float:
+    return sum(len(source.pictures) / source.rate_hz for source in sources)
+
+
 def measure(
-    name: str, encode: Callable[[Source], Packed], sources: list[Source], seconds: float, draws: int
+    name: str, encode: Callable[[Source], Packed], sources: list[Source], arguments: argparse.Namespace
 ) -> list[object]:
-    write_s, packed = timed(lambda: [encode(source) for source in sources])
+    draws, runs = arguments.draws, arguments.runs
+    write_s, packed = timed(lambda: [encode(source) for source in sources], runs)
     n_frames = sum(len(source.pictures) for source in sources)
-    whole_s, decoded = timed(lambda: [one.read(None) for one in packed])
+    whole_s, decoded = timed(lambda: [one.read(None) for one in packed], runs)
     singles = [(one, [i]) for one, source in zip(packed, sources, strict=True) for i in drawn(source, 0.0, draws)]
     pairs = [
         (one, [i, i + round(source.rate_hz / 2)])
         for one, source in zip(packed, sources, strict=True)
         for i in drawn(source, 0.5, draws)
     ]
-    single_s, _ = timed(lambda: [one.read(indices) for one, indices in singles])
-    pair_s, _ = timed(lambda: [one.read(indices) for one, indices in pairs])
+    single_s, _ = timed(lambda: [one.read(indices) for one, indices in singles], runs)
+    pair_s, _ = timed(lambda: [one.read(indices) for one, indices in pairs], runs)
     return [
         name,
-        round(sum(one.n_bytes for one in packed) / seconds * 3600 / 1e6),
+        round(sum(one.n_bytes for one in packed) / duration_s(sources) * 3600 / 1e6),
         f"{np.mean([psnr(s, d) for s, d in zip(sources, decoded, strict=True)]):.1f}",
-        *(f"{1000 * t / n:.2f}" for t, n in ((write_s, n_frames), (single_s, len(singles)), (pair_s, 2 * len(pairs)))),
+        *(
+            f"{1000 * t / n:.2f}" if n else "-"
+            for t, n in ((write_s, n_frames), (single_s, len(singles)), (pair_s, 2 * len(pairs)))
+        ),
         f"{1000 * whole_s / n_frames:.2f}",
     ]
 
@@ -152,10 +161,10 @@ def drawn(source: Source, gap_s: float, draws: int) -> list[int]:
     return [int(i) for i in rng(0, "codec", round(10 * gap_s)).integers(0, max(room, 0), draws if room > 0 else 0)]
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Returns the least CPU time of three runs, seconds, and what the last gave."""
+def timed(work: Callable[[], T], runs: int) -> tuple[float, T]:
+    """Returns the least CPU time of the runs, seconds, and what the last gave."""
     spent = []
-    for _ in range(3):
+    for _ in range(runs):
         start = time.process_time()
         result = work()
         spent.append(time.process_time() - start)
