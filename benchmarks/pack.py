@@ -17,21 +17,26 @@ import decord
 import numpy as np
 
 from pyramid import pack, scan
+from pyramid.shards.options import PackConfig
+from pyramid.shards.samples import pack_clips
 from pyramid.table import format_table
+from pyramid.types import Clip
 from pyramid.video.decode import DecodeRequest, decode_source
 
 SIZE = 224
+DECODE = "this project: decode"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", nargs="*", help="video files; without any, two are made")
+    parser.add_argument("--size", type=int, default=SIZE, help="height and width to resize to, pixels")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        paths = arguments.videos or [make_video(folder, 456, 256, 250), make_video(folder, 1920, 1080, 50)]
-        for path in paths:
-            report(path, folder, arguments.runs)
+        made = () if arguments.videos else ((456, 256, 250, 1200), (1920, 1080, 50, 400))
+        for path in arguments.videos or [make_video(folder, *kind) for kind in made]:
+            report(path, folder, arguments.size, arguments.runs)
 
 
 def make_video(folder: str, width: int, height: int, gop: int, n: int = 400) -> str:
@@ -52,25 +57,31 @@ def make_video(folder: str, width: int, height: int, gop: int, n: int = 400) -> 
     return path
 
 
-def with_us(path: str) -> int:
-    return len(decode_source(path, DecodeRequest(size_px=(SIZE, SIZE))))
+def with_us(path: str, size: int) -> int:
+    return len(decode_source(path, DecodeRequest(size_px=(size, size))))
 
 
-def with_pyav(path: str) -> int:
+def with_samples(path: str, size: int) -> int:
+    """Packing without the job around it: no receipts, tars or index, which weigh on a short video."""
+    clip = Clip(clip_id="a", corpus="bench", video=path, start_s=0, end_s=60)
+    return sum(made.facts["frames"] for _, made in pack_clips([clip], PackConfig(size_px=size)))
+
+
+def with_pyav(path: str, size: int) -> int:
     with av.open(path) as container:
         stream = container.streams.video[0]
-        frames = [f.reformat(SIZE, SIZE, "rgb24").to_ndarray() for f in container.decode(stream)]
+        frames = [f.reformat(size, size, "rgb24").to_ndarray() for f in container.decode(stream)]
     return len(np.stack(frames))
 
 
-def with_decord(path: str) -> int:
-    reader = decord.VideoReader(path, width=SIZE, height=SIZE, num_threads=1)
+def with_decord(path: str, size: int) -> int:
+    reader = decord.VideoReader(path, width=size, height=size, num_threads=1)
     return len(np.stack([frame.asnumpy() for frame in reader]))
 
 
-def with_ffmpeg(path: str) -> int:
+def with_ffmpeg(path: str, size: int) -> int:
     """The limit: ffmpeg decoding and scaling into nothing."""
-    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", path, "-vf", f"scale={SIZE}:{SIZE}", "-pix_fmt", "rgb24"]
+    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", path, "-vf", f"scale={size}:{size}", "-pix_fmt", "rgb24"]
     subprocess.run([*command, "-f", "null", "-"], check=True)
     return with_decord_count(path)
 
@@ -84,37 +95,47 @@ def cpu_s() -> float:
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
-def rate(work: Callable[[], int], runs: int) -> float:
-    """Frames per CPU-second, median of ``runs``."""
-    found = []
+def rates(works: dict[str, Callable[[], int]], runs: int) -> dict[str, list[float]]:
+    """Frames per CPU-second of each work in each of the runs; all in turn: a busy machine disturbs all alike."""
+    found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
-        start = cpu_s()
-        frames = work()
-        found.append(frames / (cpu_s() - start))
-    return statistics.median(found)
+        for name, work in works.items():
+            start = cpu_s()
+            frames = work()
+            found[name].append(frames / (cpu_s() - start))
+    return found
 
 
-def report(path: str, folder: str, runs: int) -> None:
-    ours = rate(lambda: with_us(path), runs)
-    rows: list[list[object]] = [["this project: decode", round(ours), 1.0]]
-    peers = {"plain PyAV loop": with_pyav, "plain decord loop": with_decord}
+def report(path: str, folder: str, size: int, runs: int) -> None:
+    works = {
+        DECODE: lambda: with_us(path, size),
+        "plain PyAV loop": lambda: with_pyav(path, size),
+        "plain decord loop": lambda: with_decord(path, size),
+        "this project: samples (decode, score, encode)": lambda: with_samples(path, size),
+        "this project: pack (samples, job, shards, index)": lambda: pack_once(path, folder, size),
+    }
     if shutil.which("ffmpeg"):
-        peers["ffmpeg to nothing (limit)"] = with_ffmpeg
-    for name, peer in peers.items():
-        speed = rate(lambda peer=peer: peer(path), runs)
-        rows.append([name, round(speed), round(ours / speed, 2)])
-    packed = rate(lambda: pack_once(path, folder), runs)
-    rows.append(["this project: pack (decode, score, encode, write)", round(packed), round(packed / ours, 2)])
-    print(f"\n{Path(path).name} -> {SIZE} px")
-    print(format_table(["what", "frames / CPU-s", "decode : this (last row: pack : decode)"], rows))
+        works["ffmpeg to nothing (limit)"] = lambda: with_ffmpeg(path, size)
+    found = rates(works, runs)
+    rows = [
+        [name, round(statistics.median(speeds)), f"{share(speeds, found[DECODE]):.2f}"]
+        for name, speeds in found.items()
+    ]
+    print(f"\n{Path(path).name} -> {size} px")
+    print(format_table(["what", "frames / CPU-s", "share of our decoding"], rows))
 
 
-def pack_once(path: str, folder: str) -> int:
+def share(speeds: list[float], others: list[float]) -> float:
+    """Median over the runs of the ratio within a run."""
+    return statistics.median(a / b for a, b in zip(speeds, others, strict=True))
+
+
+def pack_once(path: str, folder: str, size: int) -> int:
     place = Path(folder, f"pack-{time.monotonic_ns()}")
     (place / "in").mkdir(parents=True)
     shutil.copy(path, place / "in")
     scan("folder", str(place / "in"), out=str(place / "clips.parquet"), clip_s=60)
-    return pack(str(place / "clips.parquet"), out=str(place / "shards"), size_px=SIZE).frames
+    return pack(str(place / "clips.parquet"), out=str(place / "shards"), size_px=size).frames
 
 
 if __name__ == "__main__":

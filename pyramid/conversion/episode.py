@@ -135,6 +135,9 @@ def segments(task: Mapping[str, Any]) -> dict[str, Segment]:
     """Returns where the pictures of an episode are, by camera key."""
     if task["kind"] == "shards":
         data = _sample(task).video
+        if not data:
+            what = "its frames are JPEGs and LeRobot keeps videos; pack with --codec h264 or both"
+            raise SkipItemError("no_video", f"{task['name']}: {what}")
         return {task["camera"]: Segment(path=task["name"], data=data, rate_hz=task["fps"])}
     return {
         key: Segment(path=path, start_s=start, end_s=end, rate_hz=task["fps"])

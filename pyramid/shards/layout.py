@@ -29,7 +29,8 @@ _NPY_HEADER = re.compile(
 _MAX_SIDE = 2**31
 
 META, VIDEO, TIMES, STATE, ACTION = "json", "mp4", "t_s.npy", "state.npy", "action.npy"
-MEMBERS = (META, VIDEO, TIMES, STATE, ACTION)
+JPEGS, JPEGS_AT = "mjpeg", "mjpeg_at.npy"
+MEMBERS = (META, VIDEO, JPEGS, JPEGS_AT, TIMES, STATE, ACTION)
 """What a sample may hold; the part after the key and a dot."""
 
 INDEX_SCHEMA = pa.schema(
@@ -80,9 +81,9 @@ def table_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".parquet"
 
 
-def sample_key(clip: Clip) -> str:
-    """Returns the key of a clip's sample: corpus, digest of the clip id, part 0000."""
-    key = f"{clip.corpus}-{files.sha256_bytes(clip.clip_id.encode())[:12]}-0000"
+def sample_key(clip: Clip, part: int = 0) -> str:
+    """Returns the key of a clip's sample: corpus, digest of the clip id, part; a clip of several views has several."""
+    key = f"{clip.corpus}-{files.sha256_bytes(clip.clip_id.encode())[:12]}-{part:04d}"
     if not KEY_PATTERN.fullmatch(key):
         raise DataError(f"clip '{clip.clip_id}': '{key}' is no sample key")
     return key

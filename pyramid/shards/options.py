@@ -11,6 +11,7 @@ from typing import Literal
 from pyramid.types import NAME_PATTERN
 from pyramid.video.encode import Preset
 from pyramid.video.probe import VideoLimits
+from pyramid.video.regions import CropBorder, SplitGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,14 @@ class PackConfig:
     """Frames per second to keep of clips without actions; None keeps every frame."""
     fit: Literal["squash", "crop"] = "squash"
     """Squash keeps the whole picture and not its aspect; crop keeps the aspect and the centre."""
+    crop_border: CropBorder = "off"
+    """Auto leaves out black bars that are there in the whole video; off only notes them in the index."""
+    split_grid: SplitGrid = "none"
+    """2x2 makes a sample of each quadrant that is not black; auto does so if exactly one quadrant is black."""
+    codec: Literal["h264", "jpeg", "both"] = "h264"
+    """H264 in short GOPs; JPEG, each frame alone; both: the JPEGs are read and the video is for other tools."""
+    jpeg_quality: int = 92
+    """libjpeg's quality, 1 to 100."""
     gop: int = 12
     """Frames between key frames in the packed clips."""
     crf: int = 20
@@ -48,5 +57,7 @@ class PackConfig:
             raise ValueError(f"prefix '{self.prefix}': use a-z, 0-9 and _")
         if self.size_px < 16 or self.size_px % 2:
             raise ValueError(f"size_px must be even and at least 16, got {self.size_px}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must lie in 1 to 100, got {self.jpeg_quality}")
         if self.rate_hz is not None and not self.rate_hz > 0:
             raise ValueError(f"rate_hz must be positive, got {self.rate_hz}")

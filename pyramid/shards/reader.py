@@ -26,6 +26,8 @@ from pyramid.shards.layout import (
     INDEX_FILE,
     INDEX_OPTIONAL,
     INDEX_SCHEMA,
+    JPEGS,
+    JPEGS_AT,
     MAX_MEMBER_BYTES,
     MEMBERS,
     META,
@@ -36,7 +38,8 @@ from pyramid.shards.layout import (
     load_array,
 )
 from pyramid.types import KEY_PATTERN
-from pyramid.video.decode import decode_mp4
+from pyramid.video.jpeg import check_jpegs, decode_jpegs
+from pyramid.video.packed import decode_mp4
 
 _NEEDED = (
     "shard",
@@ -65,15 +68,26 @@ class Sample:
     times_s: NDArray[np.float64]
     """float64 [T], seconds from the clip's start."""
     video: bytes = field(repr=False)
-    """MP4 (H.264, short GOP) of the T frames."""
+    """MP4 (H.264, short GOP) of the T frames; empty if they are kept as JPEGs alone."""
     state: NDArray[np.float32] | None = field(default=None, repr=False)
     """float32 [T, S], physical units; None without proprioception."""
     action: NDArray[np.float32] | None = field(default=None, repr=False)
     """float32 [T, D], physical units, row t applied at frame t; None for videos without actions."""
+    jpegs: bytes = field(default=b"", repr=False)
+    """The T frames as JPEGs, one after the other; empty if they are kept as a video alone."""
+    jpegs_at: NDArray[np.int64] | None = field(default=None, repr=False)
+    """int64 [T + 1]: frame t is ``jpegs[jpegs_at[t] : jpegs_at[t + 1]]``; None without them."""
 
     def frames(self, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """Decodes frames by index; uint8 [n, H, W, 3], RGB; all of them if ``indices`` is None."""
-        return decode_mp4(self.video, indices)
+        """Decodes frames by index; uint8 [n, H, W, 3], RGB; all of them if ``indices`` is None.
+
+        Of a sample that has both, always the JPEGs: what comes out does not depend on how many are asked for.
+        """
+        return (
+            decode_mp4(self.video, indices)
+            if self.jpegs_at is None
+            else decode_jpegs(self.jpegs, self.jpegs_at, indices)
+        )
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -239,7 +253,8 @@ def parse_sample(data: bytes, key: str, where: str) -> Sample:
     except (tarfile.TarError, ValueError, RecursionError) as error:
         # Numbers in extended headers that are none; headers that announce headers without end.
         raise DataError(f"{where}: sample {key} is not a tar: {error}") from error
-    missing = [name for name in (META, VIDEO, TIMES) if name not in members]
+    pictures = [VIDEO] if JPEGS not in members and JPEGS_AT not in members else [JPEGS, JPEGS_AT]
+    missing = [name for name in (META, *pictures, TIMES) if name not in members]
     if missing:
         raise DataError(f"{where}: sample {key} lacks {', '.join(missing)}")
     return _build(members, key, where)
@@ -253,7 +268,9 @@ def _build(members: dict[str, bytes], key: str, where: str) -> Sample:
     if not isinstance(meta, dict):
         raise DataError(f"{where}: sample {key}: its JSON is no object")
     arrays = {
-        name: load_array(members[name], f"{where}: {key}.{name}") for name in (TIMES, STATE, ACTION) if name in members
+        name: load_array(members[name], f"{where}: {key}.{name}")
+        for name in (TIMES, STATE, ACTION, JPEGS_AT)
+        if name in members
     }
     times = arrays[TIMES]
     if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
@@ -261,4 +278,11 @@ def _build(members: dict[str, bytes], key: str, where: str) -> Sample:
     for name in (STATE, ACTION):
         if name in arrays and (arrays[name].ndim != 2 or len(arrays[name]) != len(times)):
             raise DataError(f"{where}: {key}.{name} is {arrays[name].shape}, but there are {len(times)} frames")
-    return Sample(key, meta, times, members[VIDEO], arrays.get(STATE), arrays.get(ACTION))
+    places, jpegs = arrays.get(JPEGS_AT), members.get(JPEGS, b"")
+    if places is not None:
+        fault = check_jpegs(jpegs, places)
+        if not fault and len(places) != len(times) + 1:
+            fault = f"{len(places) - 1} frames, but there are {len(times)} times"
+        if fault:
+            raise DataError(f"{where}: {key}.{JPEGS}: {fault}")
+    return Sample(key, meta, times, members.get(VIDEO, b""), arrays.get(STATE), arrays.get(ACTION), jpegs, places)

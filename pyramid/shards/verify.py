@@ -21,8 +21,10 @@ from pyramid.lerobot.verify import check_dataset
 from pyramid.progress import Progress
 from pyramid.receipts import path_of
 from pyramid.remote import Entry
-from pyramid.shards.layout import INDEX_FILE, table_name
-from pyramid.shards.reader import ShardSet
+from pyramid.shards.ahead import ReadAhead
+from pyramid.shards.layout import INDEX_FILE, JPEGS, VIDEO, table_name
+from pyramid.shards.reader import Sample, ShardSet
+from pyramid.video.packed import count_mp4
 
 QUARANTINE = "_quarantine"
 LABELS = "labels"
@@ -80,11 +82,12 @@ class VerifyResult:
         return f"{size}: {len(self.bad)} files {what}"
 
 
-def verify(path: str, *, quarantine: bool = False) -> VerifyResult:
+def verify(path: str, *, deep: bool = False, quarantine: bool = False) -> VerifyResult:
     """Checks shards and label tables, a LeRobot data set or a clip manifest against what it says of itself.
 
     Args:
         path: the shard folder, the folder of a LeRobot data set, or a manifest such as clips.parquet.
+        deep: read every sample and decode every frame, too, which takes as long as decoding does; shards only.
         quarantine: move bad files into _quarantine and take their samples out of the index; shards only.
 
     Raises:
@@ -93,9 +96,11 @@ def verify(path: str, *, quarantine: bool = False) -> VerifyResult:
     """
     kind = _kind_of(path)
     if kind == "shards":
-        return _verify_shards(path, quarantine=quarantine)
+        return _verify_shards(path, deep=deep, quarantine=quarantine)
     if quarantine:
         raise ConfigError(f"'{path}' has no quarantine: {_NO_QUARANTINE[kind]}")
+    if deep:
+        raise ConfigError(f"'{path}': --deep decodes the frames of shards; pack it first")
     found = check_dataset(path) if kind == "lerobot" else check_manifest(path)
     return VerifyResult(shards=found.files, samples=found.items, bad=found.all_bad(), kind=kind, notes=found.notes)
 
@@ -108,10 +113,10 @@ def _kind_of(path: str) -> Kind:
     return "shards"
 
 
-def _verify_shards(shards: str, *, quarantine: bool) -> VerifyResult:
+def _verify_shards(shards: str, *, deep: bool, quarantine: bool) -> VerifyResult:
     found = ShardSet.open(shards)
     there = files.entries(shards)
-    bad_shards = {name: reason for name in _progress(found) if (reason := _shard_fault(found, name, there))}
+    bad_shards = {name: reason for name in _progress(found) if (reason := _shard_fault(found, name, there, deep))}
     bad_tables = dict(_table_faults(found))
     if quarantine and (bad_shards or bad_tables):
         _set_aside(found, [*bad_shards, *bad_tables], set(bad_shards))
@@ -131,24 +136,42 @@ def _progress(found: ShardSet) -> Iterator[str]:
             progress.add()
 
 
-def _shard_fault(found: ShardSet, shard: str, there: Mapping[str, Entry]) -> str:
+def _shard_fault(found: ShardSet, shard: str, there: Mapping[str, Entry], deep: bool) -> str:
     """Returns what is wrong with a shard, or nothing. A store that does not answer is no fault of the shard's."""
     path = files.join(found.folder, shard)
-    numbers = found.of_shard(shard)
-    row = found.rows[numbers[0]]
+    row = found.rows[found.of_shard(shard)[0]]
     if shard not in there:
         return "the file is missing"
     size = there[shard].size
     if size != row["shard_bytes"]:
         return f"{size} bytes, the index says {row['shard_bytes']}"
     if files.sha256_file(path) == row["shard_sha256"]:
-        return ""
-    for i in numbers:
+        return _samples_fault(found, shard, deep=True) if deep else ""
+    return _samples_fault(found, shard, deep=False) or "changed outside its samples"
+
+
+def _samples_fault(found: ShardSet, shard: str, *, deep: bool) -> str:
+    ahead = ReadAhead()
+    for i in found.of_shard(shard):
         try:
-            found.read(i)
+            sample = found.read(i, ahead)
+            if deep:
+                _decode(sample, found.rows[i]["frames"])
         except DataError as error:
             return str(error)
-    return "changed outside its samples"
+    return ""
+
+
+def _decode(sample: Sample, n_frames: int) -> None:
+    """Decodes all frames of a sample in each of its codecs, a few at a time."""
+    counts = {"times": len(sample), "the index": n_frames}
+    if sample.video:
+        counts[VIDEO] = count_mp4(sample.video)
+    if sample.jpegs_at is not None:
+        counts[JPEGS] = sum(len(sample.frames([i])) for i in range(len(sample)))
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise DataError(f"sample {sample.key} is not of one number of frames ({said})")
 
 
 def _table_faults(found: ShardSet) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,13 @@
-"""Frames out of videos: source files by presentation time (PyAV), packed clips by index (decord).
+"""Frames out of source videos by presentation time.
 
-Which stretch and rate is wanted, and what to do with a bad one, is left to the caller.
+Which stretch and rate is wanted, and what to do with a bad one, is left to the caller; packed clips, by index, to
+`pyramid.video.packed`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,13 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid.errors import DataError, SkipItemError
+from pyramid.errors import SkipItemError
 from pyramid.types import Frames
+from pyramid.video.packed import decode_mp4
 from pyramid.video.probe import DEFAULT_LIMITS, VideoLimits, open_video
 from pyramid.video.scale import Picture, Scaler
+
+__all__ = ["DecodeRequest", "Stretch", "decode_mp4", "decode_source", "open_source"]
 
 _SEEK_MARGIN_S = 0.5
 """Decoding starts this much before the wanted time, for streams whose key frames carry rounded times."""
@@ -206,19 +209,3 @@ def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str
     except (av.error.FFmpegError, OSError) as error:
         detail = str(getattr(error, "strerror", None) or error)
         raise SkipItemError("decode_error", f"{path}: damaged or cut short ({detail})") from error
-
-
-def decode_mp4(data: bytes, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """Decodes frames of a packed clip by index; uint8 [n, H, W, 3] RGB, in the order of ``indices`` (all if None).
-
-    Meant for clips that this toolkit encoded: constant rate, short GOP, frames in index order.
-    """
-    import decord
-
-    try:
-        reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
-        wanted = list(range(len(reader))) if indices is None else [int(i) for i in indices]
-        out: NDArray[np.uint8] = reader.get_batch(wanted).asnumpy()
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        raise DataError(f"a packed clip of {len(data)} bytes does not decode: {str(error).splitlines()[0]}") from error
-    return out

@@ -106,6 +106,7 @@ def score_clip(frames: Frames) -> ClipScores:
 
 def score_luma(luma: NDArray[Any], times_s: NDArray[np.float64]) -> ClipScores:
     """Scores a clip by its luma, uint8 or whole float32 [T, 64, 64] in 0..255, and its times, float64 [T], seconds."""
+    luma = luma.astype(np.uint8, copy=False)
     mad = _mad(luma, np.arange(len(luma) - 1), np.arange(1, len(luma)))
     first, second = pairs_at_gap(times_s, STATIC_GAP_S)
     pair_mad = _mad(luma, first, second)
@@ -131,13 +132,20 @@ def score_luma(luma: NDArray[Any], times_s: NDArray[np.float64]) -> ClipScores:
     )
 
 
-def _mad(luma: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.float32]:
+def _mad(luma: NDArray[np.uint8], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.float32]:
     """Returns the mean absolute difference of pairs of frames; a few at a time, for a clip may be long."""
     out = np.zeros(len(first), np.float32)
     for start in range(0, len(first), _CHUNK):
         part = slice(start, start + _CHUNK)
-        out[part] = np.abs(luma[second[part]].astype(np.float32) - luma[first[part]]).mean((1, 2))
+        change = _difference(luma[second[part]], luma[first[part]]).reshape(len(first[part]), -1)
+        out[part] = change.sum(1, dtype=np.uint32) / np.float32(LUMA_PX**2)
     return out
+
+
+def _difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns the absolute difference in bytes: several times as fast as in wider numbers."""
+    difference: NDArray[np.uint8] = np.maximum(one, other) - np.minimum(one, other)
+    return difference
 
 
 def repeat_share(mad: NDArray[np.float32]) -> float:
@@ -217,10 +225,13 @@ def camera_shift(luma: NDArray[Any], first: NDArray[np.intp], second: NDArray[np
     return round(float(np.median(np.linalg.norm(shifts, axis=1))), 2)
 
 
-def edge_change(luma: NDArray[Any], first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
+def edge_change(luma: NDArray[np.uint8], first: NDArray[np.intp], second: NDArray[np.intp]) -> float:
     """Returns the median absolute change of luma at the picture's edge, an eighth of its width deep, over pairs."""
     edge = np.ones((LUMA_PX, LUMA_PX), bool)
     depth = LUMA_PX // 8
     edge[depth:-depth, depth:-depth] = False
-    outer = luma[:, edge].astype(np.int16)
-    return round(float(np.median(np.abs(outer[second] - outer[first]))), 3)
+    outer = luma.reshape(len(luma), -1)[:, np.flatnonzero(edge)]
+    counts = np.bincount(_difference(outer[second], outer[first]).ravel(), minlength=256).cumsum()
+    # The median from the counts: the middle value, or the mean of the two middle ones.
+    middle = np.searchsorted(counts, [(counts[-1] + 1) // 2, counts[-1] // 2 + 1])
+    return round(float(middle.mean()), 3)

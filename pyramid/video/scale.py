@@ -5,9 +5,11 @@ Reading files and choosing frames is left to `pyramid.video.decode`.
 
 from __future__ import annotations
 
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import av
+import av.filter
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
@@ -17,8 +19,26 @@ LUMA_PX = 64
 _BT601 = (2, 5, 6)
 """Colour matrices that are BT.601, or unspecified, which everybody reads as that."""
 _FULL_RANGE = 2
+_EIGHT_BITS = tuple(f"yuv{full}{kind}p" for full in ("", "j") for kind in (420, 422, 444))
 _BLACK, _WHITE = 16, 235
 """Luma of black and white in limited range."""
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture, stored pixels."""
+
+    top: int
+    """First row."""
+    left: int
+    """First column."""
+    height: int
+    """Rows."""
+    width: int
+    """Columns."""
+
+    def of(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Returns the part of an array [H, W, ...]."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class Scaler:
@@ -35,6 +55,15 @@ class Scaler:
     def __init__(self, size_px: tuple[int, int] | None = None, *, crop: bool = False) -> None:
         self.size_px, self.crop = size_px, crop
         self._shrink, self._to_rgb, self._to_yuv, self._to_luma = (VideoReformatter() for _ in range(4))
+        self._cuts: dict[tuple[Any, ...], av.filter.Graph] = {}
+
+    def _cut(self, frame: Any, box: Box) -> Any:
+        """Returns a part of a frame; its pixels are not copied."""
+        kind = (box, frame.width, frame.height, frame.format.name)
+        if kind not in self._cuts:
+            self._cuts[kind] = _cut_graph(frame, box)
+        self._cuts[kind].push(frame)
+        return self._cuts[kind].pull()
 
     def _small_yuv(self, frame: Any) -> Any:
         """Returns the frame scaled in YUV with the colours it has; None where that would lose colour or need a turn."""
@@ -66,13 +95,42 @@ class Scaler:
 
     def _luma_of_yuv(self, yuv: Any) -> NDArray[np.uint8]:
         small = self._to_luma.reformat(yuv, LUMA_PX, LUMA_PX, "yuv420p", interpolation="AREA", threads=1)
-        plane = small.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:LUMA_PX, :LUMA_PX]
-        luma: NDArray[np.uint8] = _FULL_LUMA[rows]
+        luma: NDArray[np.uint8] = _FULL_LUMA[_rows(small)[:LUMA_PX, :LUMA_PX]]
         return luma
 
 
 _FULL_LUMA = np.clip((np.arange(256) - _BLACK) * 255 / (_WHITE - _BLACK), 0, 255).round().astype(np.uint8)
+
+
+def full_luma(frame: Any) -> NDArray[np.uint8]:
+    """Returns the luma of a frame as it is stored, uint8 [H, W] in 0..255 whatever its range and depth."""
+    plane, full = _luma_plane(frame)
+    return plane if full else _FULL_LUMA[plane]
+
+
+def _luma_plane(frame: Any) -> tuple[NDArray[np.uint8], bool]:
+    """Returns a frame's luma without a copy, and whether it is in full range."""
+    if frame.format.name not in _EIGHT_BITS:
+        frame = frame.reformat(format="yuv420p")
+    full = frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
+    return _rows(frame)[: frame.height, : frame.width], full
+
+
+def _rows(frame: Any) -> NDArray[np.uint8]:
+    plane = frame.planes[0]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+
+
+def _cut_graph(frame: Any, box: Box) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    base = frame.time_base or Fraction(1, 1000)
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
+    # Exact: colour is stored at half the size, and other places would be rounded to where it lies.
+    cut = graph.add("crop", f"{box.width}:{box.height}:{box.left}:{box.top}:exact=1")
+    source.link_to(cut)
+    cut.link_to(graph.add("buffersink"))
+    graph.configure()
+    return graph
 
 
 class Picture:
@@ -88,6 +146,25 @@ class Picture:
         self._rgb: NDArray[np.uint8] | None = None
         self._yuv: Any = None
         self._luma: NDArray[np.uint8] | None = None
+        self._views: dict[Box, Picture] = {}
+        self._lit: dict[Box, float] = {}
+
+    def view(self, box: Box) -> Picture:
+        """Returns a part of the stored picture, made once; to be asked for before any pixels of the whole."""
+        if box not in self._views:
+            self._views[box] = Picture(self._scaler._cut(self._frame, box), self._scaler, self.source_hz)
+        return self._views[box]
+
+    def lit_share(self, box: Box, luma: int) -> float:
+        """Returns the share of a part's pixels with at least this luma (0..255), from one in four of them.
+
+        To be asked for before any pixels.
+        """
+        if box not in self._lit:
+            plane, full = _luma_plane(self._frame)
+            least = luma if full else int(np.searchsorted(_FULL_LUMA, luma))
+            self._lit[box] = float((box.of(plane)[::2, ::2] >= least).mean())
+        return self._lit[box]
 
     def _scale(self) -> None:
         """Makes the small picture, and lets the decoder have its frame back."""
