@@ -10,12 +10,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 from pyramid import files, receipts
@@ -179,7 +181,8 @@ def _execute(units: Sequence[Unit], work: Callable[[Any], Outcome], workers: int
         return
     # A forked child would inherit locked decoder and torch threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker) as pool:
+    theirs, life = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker, initargs=(theirs,)) as pool:
         futures: list[tuple[Unit, Future[Outcome]]] = []
         try:
             futures = [(unit, pool.submit(attempt, work, unit)) for unit in units]
@@ -189,14 +192,25 @@ def _execute(units: Sequence[Unit], work: Callable[[Any], Outcome], workers: int
             raise PyramidError(
                 "a worker process died (out of memory, or killed); run the same command again, with fewer --workers"
             ) from error
+        except BaseException:
+            life.close()  # Nothing that they still do is wanted.
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _quiet_worker() -> None:
+def _quiet_worker(life: Connection) -> None:
     # Ctrl-C reaches the whole process group; only the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+
+
+def _end_with(life: Connection) -> None:
+    """Ends this process when the parent closes its end of the pipe, or dies: what a unit leaves is always whole."""
+    with contextlib.suppress(EOFError, OSError):
+        life.recv_bytes()
+    os._exit(1)
 
 
 def _write_receipt(folder: str, unit: Unit, outcome: Outcome) -> dict[str, Any]:

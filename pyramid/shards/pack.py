@@ -18,6 +18,7 @@ from pyramid.corpora.manifest import read_manifest
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.jobs import JobReport, Outcome, Quarantined, Unit, count_reasons, pending, run_job
 from pyramid.progress import format_bytes, format_seconds
+from pyramid.shards.apart import pack_video_apart
 from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA, shard_name
 from pyramid.shards.options import PackConfig
 from pyramid.shards.samples import GUESS_HZ, pack_clips
@@ -143,10 +144,17 @@ def _unit(number: int, clips: Sequence[Clip], config: PackConfig, folder: str) -
     identity = [{k: v for k, v in row.items() if k not in ("video", "episode")} for row in rows]
     return Unit(
         name=shard_name(config.prefix, number).removesuffix(".tar"),
-        digest=files.digest([FORMAT_VERSION, identity, to_dict(config)]),
+        digest=files.digest([FORMAT_VERSION, identity, _deciding(config)]),
         task={"clips": rows, "config": to_dict(config), "shard": shard_name(config.prefix, number), "folder": folder},
         amount=sum(_expected_frames(clip, config) for clip in clips),
     )
+
+
+def _deciding(config: PackConfig) -> dict[str, Any]:
+    """Returns what the bytes of a shard depend on: how patient the decoder's guard is decides over no frame."""
+    options = to_dict(config)
+    patience = ("max_decode_s", "max_decode_mb")
+    return {**options, "limits": {name: value for name, value in options["limits"].items() if name not in patience}}
 
 
 def pack_shard(task: Mapping[str, Any]) -> Outcome:
@@ -156,7 +164,7 @@ def pack_shard(task: Mapping[str, Any]) -> Outcome:
     rows: dict[str, dict[str, Any]] = {}
 
     def samples() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for clip, made in pack_clips([Clip(**row) for row in task["clips"]], config):
+        for clip, made in pack_clips([Clip(**row) for row in task["clips"]], config, pack_video_apart):
             if isinstance(made, SkipItemError):
                 aside.append(Quarantined(item=clip.clip_id, reason=made.reason, detail=made.detail))
                 continue
@@ -199,7 +207,7 @@ def _plan_only(
 ) -> PackResult:
     todo = pending(units, folder=out, resume=resume) if out is not None else list(units)
     start, probed = time.monotonic(), 0
-    for _, made in pack_clips(clips[:3], config):
+    for _, made in pack_clips(clips[:3], config, pack_video_apart):
         probed += 0 if isinstance(made, SkipItemError) else made.facts["frames"]
     rate = probed / max(time.monotonic() - start, 1e-9)
     frames = round(sum(unit.amount for unit in todo))

@@ -6,7 +6,7 @@ Which clips belong together in a shard is left to `pyramid.shards.pack`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from pyramid.types import Clip
 from pyramid.video.decode import DecodeRequest
 from pyramid.video.encode import ClipEncoder
 from pyramid.video.filters import ClipScores, score_luma
-from pyramid.video.passes import decode_clips
+from pyramid.video.passes import Watch, decode_clips
 from pyramid.video.scale import Picture
 
 GUESS_HZ = 30.0
@@ -42,28 +42,44 @@ class PackedClip:
     """Its row of the index, without its place."""
 
 
-def pack_clips(clips: Sequence[Clip], config: PackConfig) -> Iterator[tuple[Clip, PackedClip | SkipItemError]]:
+def pack_clips(
+    clips: Sequence[Clip],
+    config: PackConfig,
+    of_video: Callable[[Sequence[Clip], PackConfig], Iterator[tuple[int, PackedClip | SkipItemError]]] | None = None,
+) -> Iterator[tuple[Clip, PackedClip | SkipItemError]]:
     """Decodes, scores and encodes clips; yields each with its sample, or with why it cannot be used, in their order.
 
     The clips of one video are made in one pass over it; what is held is their luma and their encoded bytes.
+
+    Args:
+        clips: of any videos.
+        config: how they are packed.
+        of_video: packs the clips of one video as `pack_video` does, which it is if None.
     """
+    of_video = of_video or pack_video
     by_video: dict[tuple[str, float | None], list[int]] = {}
     for number, clip in enumerate(clips):
         by_video.setdefault((clip.video, clip.source_hz), []).append(number)
     ready: dict[int, PackedClip | SkipItemError] = {}
     given = 0
     for numbers in by_video.values():
-        for place, outcome in _pack_video([clips[n] for n in numbers], config):
+        for place, outcome in of_video([clips[n] for n in numbers], config):
             ready[numbers[place]] = outcome
             while given in ready:
                 yield clips[given], ready.pop(given)
                 given += 1
 
 
-def _pack_video(clips: Sequence[Clip], config: PackConfig) -> Iterator[tuple[int, PackedClip | SkipItemError]]:
+def pack_video(
+    clips: Sequence[Clip], config: PackConfig, watch: Watch | None = None
+) -> Iterator[tuple[int, PackedClip | SkipItemError]]:
+    """Packs clips of one video; yields the place of each with its sample, or with why it cannot be used, as they end.
+
+    ``watch`` is told how far decoding is.
+    """
     making = {place: _Making(clip, config) for place, clip in enumerate(clips)}
     requests = [_request(clip, config) for clip in clips]
-    for place, event in decode_clips(clips[0].video, requests, config.limits):
+    for place, event in decode_clips(clips[0].video, requests, config.limits, watch):
         if isinstance(event, Picture):
             making[place].add(event)
             continue

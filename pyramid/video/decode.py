@@ -181,6 +181,8 @@ def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str
                 raise SkipItemError("no_timestamps", f"{path}: frame {index} has no presentation time; set source_hz")
             else:
                 yield frame.time - origin, frame
+    except MemoryError:
+        raise  # Not the file's damage; FFmpeg's error for it is one of its own as well.
     except (av.error.FFmpegError, OSError) as error:
         detail = str(getattr(error, "strerror", None) or error)
         raise SkipItemError("decode_error", f"{path}: damaged or cut short ({detail})") from error
