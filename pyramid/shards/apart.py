@@ -5,9 +5,12 @@ How clips become samples is left to `pyramid.shards.samples`, when a process is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from pyramid import files
 from pyramid.config import from_dict, to_dict
 from pyramid.errors import SkipItemError
 from pyramid.shards.options import PackConfig
@@ -52,7 +55,7 @@ def _attempt(
 ) -> Iterator[tuple[int, PackedClip | SkipItemError]]:
     """Packs what is left; takes out of it, and of what has begun, what is done."""
     numbers = list(left)
-    task = {"clips": [vars(clip) for clip in left.values()], "config": to_dict(config)}
+    task = {"clips": [vars(clip) for clip in left.values()], "config": files.canonical_json(to_dict(config))}
     for facts, blobs in guard.run(pack_video_there, task, config.limits, name=left[numbers[0]].video):
         if "begun" in facts:
             begun.update(numbers[place] for place in facts["begun"])
@@ -69,12 +72,18 @@ def _attempt(
 
 def pack_video_there(task: Mapping[str, Any], send: guard.Send) -> None:
     """Packs the clips of one video; runs in the guarded process."""
-    clips, config = [Clip(**row) for row in task["clips"]], from_dict(PackConfig, task["config"])
+    clips, config = [Clip(**row) for row in task["clips"]], _config(task["config"])
     for place, made in pack_video(clips, config, _Watch(send)):
         if isinstance(made, SkipItemError):
             send({"place": place, "skip": [made.reason, made.detail]})
         else:
             send({"place": place, "key": made.key, "facts": dict(made.facts)}, made.members)
+
+
+@lru_cache(maxsize=4)
+def _config(text: str) -> PackConfig:
+    """Checking a config takes as long as packing some frames."""
+    return from_dict(PackConfig, json.loads(text))
 
 
 class _Watch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pyramid.config import from_dict, to_dict
 from pyramid.errors import SkipItemError
 from pyramid.video import guard
 from pyramid.video.probe import VideoLimits, open_video, probe
@@ -28,14 +27,14 @@ def length_apart(path: str, source_hz: float | None, limits: VideoLimits) -> flo
         SkipItemError: a reason of `open_video`, ``too_long``, ``no_frames``, ``decode_timeout``, ``decode_memory`` or
             ``decode_crashed``.
     """
-    task = {"path": path, "source_hz": source_hz, "limits": to_dict(limits)}
+    task = {"path": path, "source_hz": source_hz, "limits": vars(limits)}
     found = [facts["length_s"] for facts, _ in guard.run(length_there, task, limits, name=path) if "length_s" in facts]
     return float(found[-1])
 
 
 def length_there(task: Mapping[str, Any], send: guard.Send) -> None:
     """Measures one video; runs in the guarded process."""
-    limits = from_dict(VideoLimits, task["limits"])
+    limits = VideoLimits(**task["limits"])
     send({"length_s": _length_s(task["path"], task["source_hz"], limits, lambda: send({}))})
 
 
