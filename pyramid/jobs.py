@@ -88,7 +88,7 @@ class JobReport:
 
 _AHEAD = 4
 """Units in work, for each worker, beyond the oldest that is not done."""
-_CHUNK = 256
+_CHUNK = 32
 """Units that are looked up at a time."""
 _Receipt = Mapping[str, Any]
 _Looked = tuple[Unit, tuple[Outcome, _Receipt] | None]

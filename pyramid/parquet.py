@@ -6,6 +6,7 @@ What the columns mean is left to the rooms above.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,9 @@ def _read_bounded(
     flat = sum(_WIDTHS.get(c.physical_type, 0) for c in file.schema if c.max_repetition_level == 0 and c.path in names)
     _refuse_large(max(told, flat * sum(group.num_rows for group in groups)), path, max_bytes)
     pieces, total = [], 0
-    for piece in file.iter_batches(batch_size=_PIECE_ROWS, columns=names, row_groups=numbers):
+    # Each group by itself: lists of texts in a dictionary are not read across two.
+    batches = (file.iter_batches(batch_size=_PIECE_ROWS, columns=names, row_groups=[number]) for number in numbers)
+    for piece in itertools.chain.from_iterable(batches):
         total += sum(_memory_bytes(column) for column in piece.columns)
         _refuse_large(total, path, max_bytes)
         pieces.append(piece)
