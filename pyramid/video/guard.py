@@ -53,7 +53,7 @@ def run(work: Work, task: Any, limits: VideoLimits, *, name: str) -> Iterator[Me
         SkipItemError: ``decode_timeout``, ``decode_memory``, ``decode_crashed``, or what the work raised.
         PyramidError: what else the work raised, or the process does not start.
     """
-    child, done = _borrow(), False
+    child, done = _borrow(limits), False
     try:
         yield from child.run(work, task, limits, name)
         done = True
@@ -76,14 +76,14 @@ def warm_up(work: Work) -> None:
 _FATAL = ("decode_timeout", "decode_memory", "decode_crashed")
 
 
-def _borrow() -> _Child:
+def _borrow(limits: VideoLimits) -> _Child:
     """Returns this thread's idle process, or a new one.
 
     It dies with the thread that started it, and knows no other access to stores than it was started with.
     """
     child: _Child | None = getattr(_local, "idle", None)
     _local.idle = None
-    if child is not None and child.usable():
+    if child is not None and child.usable(limits):
         return child
     if child is not None:
         child.kill()
@@ -125,8 +125,10 @@ class _Child:
         self._tasks = cast(IO[bytes], self._process.stdin)
         self._answers = cast(IO[bytes], self._process.stdout)
 
-    def usable(self) -> bool:
-        return self._process.poll() is None and self._access == _access()
+    def usable(self, limits: VideoLimits) -> bool:
+        # What former videos left behind must not be charged to the next.
+        roomy = self._resident_mb() < limits.max_decode_mb / 2
+        return roomy and self._process.poll() is None and self._access == _access()
 
     def kill(self) -> None:
         self._process.kill()
