@@ -5,6 +5,8 @@ What the columns mean is left to the rooms above.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,13 +41,22 @@ def write_groups(
 
     ``metadata`` is asked when all tables are written, so it may tell of them. Types must be Parquet's own.
     """
+    with group_writer(path, schema, metadata) as write_group:
+        for table in tables:
+            write_group(table)
+
+
+@contextlib.contextmanager
+def group_writer(
+    path: files.Location, schema: pa.Schema, metadata: Callable[[], Mapping[str, Any]]
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Does what `write_groups` does for tables that come one by one: yields a function that takes the next."""
     import pyarrow.parquet as pq
 
     # A stored Arrow schema would hide what is added to the metadata at the end from its readers.
     options = {"compression": "zstd", "store_schema": False}
     with files.atomic_write(path) as stream, pq.ParquetWriter(stream, schema, **options) as writer:
-        for table in tables:
-            writer.write_table(table)
+        yield writer.write_table
         writer.add_key_value_metadata({_METADATA_KEY: files.canonical_json(metadata()).encode()})
 
 
@@ -171,7 +182,9 @@ def _read_bounded(
     flat = sum(_WIDTHS.get(c.physical_type, 0) for c in file.schema if c.max_repetition_level == 0 and c.path in names)
     _refuse_large(max(told, flat * sum(group.num_rows for group in groups)), path, max_bytes)
     pieces, total = [], 0
-    for piece in file.iter_batches(batch_size=_PIECE_ROWS, columns=names, row_groups=numbers):
+    # Each group by itself: lists of texts in a dictionary are not read across two.
+    batches = (file.iter_batches(batch_size=_PIECE_ROWS, columns=names, row_groups=[number]) for number in numbers)
+    for piece in itertools.chain.from_iterable(batches):
         total += sum(_memory_bytes(column) for column in piece.columns)
         _refuse_large(total, path, max_bytes)
         pieces.append(piece)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pyramid import files
 from pyramid.errors import DataError
+from pyramid.remote import Entry
 
 RECEIPTS = "_receipts"
 GATHERED = "_receipts.json"
@@ -26,45 +27,78 @@ def path_of(folder: str, name: str) -> str:
     return files.join(folder, RECEIPTS, f"{name}.json")
 
 
+class Receipts:
+    """The receipts of one folder, looked up a few at a time: what is held is one listing, and little of what they say.
+
+    Args:
+        folder: the job's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._there = files.entries(files.join(folder, RECEIPTS))
+        self._listed: dict[str, Mapping[str, Entry]] = {}
+        self._known: dict[str, Any] | None = None
+
+    def read(self, names: Iterable[str]) -> dict[str, Any]:
+        """Returns the content of those receipts that are there and readable, by unit name."""
+        wanted = {name: self._there[f"{name}.json"] for name in names if f"{name}.json" in self._there}
+        if not files.is_remote(self.folder):
+            return {name: data for name in wanted if (data := _read(path_of(self.folder, name))) is not None}
+        known = self._gathered()
+        found = {n: known[n]["receipt"] for n, entry in wanted.items() if n in known and known[n]["tag"] == entry.tag}
+        missing = [name for name in wanted if name not in found]
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = pool.map(_read, [path_of(self.folder, name) for name in missing])
+            found |= {name: data for name, data in zip(missing, read, strict=True) if data is not None}
+        return found
+
+    def sizes(self, outputs: Iterable[str]) -> dict[str, int]:
+        """Returns the sizes of those outputs that are there: one listing for each folder among them."""
+        found = {}
+        for output in outputs:
+            inner, _, name = output.rpartition("/")
+            if inner not in self._listed:
+                self._listed[inner] = files.entries(files.join(self.folder, inner) if inner else self.folder)
+            if name in self._listed[inner]:
+                found[output] = self._listed[inner][name].size
+        return found
+
+    def _gathered(self) -> dict[str, Any]:
+        if self._known is None:
+            self._known = _gathered(self.folder) if len(self._there) >= _WORTH_IT else {}
+        return self._known
+
+
 def read_all(folder: str, names: Iterable[str]) -> dict[str, Any]:
     """Returns the content of the receipts that are there and readable, by unit name."""
-    there = files.entries(files.join(folder, RECEIPTS))
-    wanted = {name: there[f"{name}.json"] for name in names if f"{name}.json" in there}
-    if not files.is_remote(folder):
-        return {name: data for name in wanted if (data := _read(path_of(folder, name))) is not None}
-    known = _gathered(folder) if len(wanted) >= _WORTH_IT else {}
-    found = {n: known[n]["receipt"] for n, entry in wanted.items() if n in known and known[n]["tag"] == entry.tag}
-    missing = [name for name in wanted if name not in found]
-    with ThreadPoolExecutor(_READERS) as pool:
-        read = pool.map(_read, [path_of(folder, name) for name in missing])
-        found |= {name: data for name, data in zip(missing, read, strict=True) if data is not None}
-    return found
+    return Receipts(folder).read(names)
 
 
-def gather(folder: str, receipts: Mapping[str, Any]) -> None:
-    """Writes the receipts of a remote folder into one file, for whoever goes on there; locally there is no need."""
-    if not files.is_remote(folder) or len(receipts) < _WORTH_IT:
-        return
-    there, room = files.entries(files.join(folder, RECEIPTS)), _MAX_BYTES
-    kept = {}
-    for name, data in receipts.items():
-        entry = there.get(f"{name}.json")
-        room -= entry.size if entry else 0
-        if entry and room >= 0:
-            kept[name] = {"tag": entry.tag, "receipt": data}
-    files.write_text(files.join(folder, GATHERED), files.canonical_json(kept))
+class Gathering:
+    """Keeps the receipts of a remote folder, as far as there is room, to write them into one file at the end."""
 
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._kept: dict[str, Any] = {}
+        self._room = _MAX_BYTES if files.is_remote(folder) else 0
+        self._changed = False
 
-def outputs(folder: str, names: Iterable[str]) -> dict[str, int]:
-    """Returns the sizes of those files below ``folder`` that are there: one listing for each folder among them."""
-    wanted = set(names)
-    folders = {name.rpartition("/")[0] for name in wanted}
-    found = {
-        f"{inner}/{name}".lstrip("/"): entry.size
-        for inner in folders
-        for name, entry in files.entries(files.join(folder, inner) if inner else folder).items()
-    }
-    return {name: found[name] for name in wanted if name in found}
+    def add(self, name: str, data: Any, *, new: bool) -> None:
+        """Takes note of a receipt; locally there is no need."""
+        self._changed |= new
+        if self._room > 0:
+            self._room -= len(files.canonical_json(data))
+            self._kept[name] = data
+
+    def write(self) -> None:
+        """Writes what was kept, for whoever goes on there, if anything is new."""
+        if not self._changed or len(self._kept) < _WORTH_IT:
+            return
+        there = files.entries(files.join(self.folder, RECEIPTS))
+        tags = {name: entry.tag for name in self._kept if (entry := there.get(f"{name}.json"))}
+        kept = {name: {"tag": tag, "receipt": self._kept[name]} for name, tag in tags.items()}
+        files.write_text(files.join(self.folder, GATHERED), files.canonical_json(kept))
 
 
 def _read(path: str) -> Any:

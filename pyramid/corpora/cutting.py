@@ -16,7 +16,7 @@ from pyramid.corpora.splits import group_of, held_out
 from pyramid.errors import DataError, SkipItemError
 from pyramid.jobs import Quarantined
 from pyramid.types import Clip, Split
-from pyramid.video.probe import open_video, probe
+from pyramid.video.length import length_apart
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _open(source: Source, seen: dict[str, str], names: set[str], config: ScanCon
         raise SkipItemError("not_utf8", f"{source.video}: its text is not UTF-8")
     names.add(source.name)
     content = _unique(source, seen)
-    duration = source.stretch[1] - source.stretch[0] if source.stretch else _duration(source, config)
+    duration = source.stretch[1] - source.stretch[0] if source.stretch else _length_s(source, config)
     return _Opened(source, content, duration)
 
 
@@ -192,19 +192,5 @@ def _parts(window: Window, template: Clip, config: ScanConfig, source: Source) -
         )
 
 
-def _duration(source: Source, config: ScanConfig) -> float:
-    """Returns a video's true length in seconds: the header's, corrected by the last packet where they can differ."""
-    info = probe(source.video, config.limits)
-    rate = source.source_hz or config.source_hz
-    if rate is not None and info.n_frames:
-        return info.n_frames / rate
-    if rate is None and info.duration_s is not None:
-        return info.duration_s
-    with open_video(source.video, config.limits) as (container, stream):
-        packets = [p for p in container.demux(stream) if p.pts is not None]
-        if not packets:
-            raise SkipItemError("no_frames", f"{source.video}: the video stream is empty")
-        if rate is not None:
-            return len(packets) / rate
-        first, last = min(packets, key=lambda p: p.pts), max(packets, key=lambda p: p.pts)
-        return float((last.pts - first.pts + (last.duration or 1)) * stream.time_base)
+def _length_s(source: Source, config: ScanConfig) -> float:
+    return length_apart(source.video, source.source_hz or config.source_hz, config.limits)

@@ -5,6 +5,7 @@ Where clips come from is left to the corpora beside this file.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,24 @@ GROUP_ROWS = 16_384
 _IDS = pa.schema([("clip_id", pa.string())])
 
 
+class ContentDigest:
+    """What `files.digest` gives for the list of the contents of clips, of which none is kept."""
+
+    def __init__(self) -> None:
+        self._hash, self._separator = hashlib.sha256(b"["), b""
+
+    def add(self, clip: Clip) -> None:
+        """Takes the next clip in."""
+        self._hash.update(self._separator + files.canonical_json(clip.content).encode())
+        self._separator = b","
+
+    def hexdigest(self) -> str:
+        """Returns the digest of the clips so far."""
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
+
+
 def write_manifest(
     path: str, clips: Iterable[Clip], metadata: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 ) -> None:
@@ -45,15 +64,15 @@ def _tables(clips: Iterator[Clip]) -> Iterator[pa.Table]:
         yield pa.table({name: [getattr(clip, name) for clip in group] for name in SCHEMA.names}, schema=SCHEMA)
 
 
-def iter_manifest(path: str, batch: int = GROUP_ROWS) -> Iterator[Clip]:
+def iter_manifest(path: str, batch: int = GROUP_ROWS, *, again: bool = False) -> Iterator[Clip]:
     """Yields the clips of a manifest, whoever wrote it, with ``batch`` of them in memory at a time.
 
-    That no id stands twice is made sure first, in 8 bytes a clip.
+    That no id stands twice is made sure first, in 8 bytes a clip; not ``again`` by who has read the file before.
 
     Raises:
         DataError: a missing column, a value that is no clip, or one id twice; the row is named.
     """
-    return _iter(path, batch, None)
+    return _iter(path, batch, None, again=again)
 
 
 def read_manifest(path: str) -> list[Clip]:
@@ -65,10 +84,11 @@ def read_manifest(path: str) -> list[Clip]:
     return list(_iter(path, GROUP_ROWS, files.MAX_READ_BYTES))
 
 
-def _iter(path: str, batch: int, max_total_bytes: int | None) -> Iterator[Clip]:
+def _iter(path: str, batch: int, max_total_bytes: int | None, *, again: bool = False) -> Iterator[Clip]:
     if not files.exists(path):
         raise DataError(f"no clip manifest '{path}'; make one: pyramid scan folder VIDEOS --out {path}")
-    refuse_repeated_ids(path)
+    if not again:
+        refuse_repeated_ids(path)
     number = 0
     for piece in parquet.iter_batches(path, SCHEMA, optional=OPTIONAL, rows=batch, max_total_bytes=max_total_bytes):
         for row in piece.to_pylist():

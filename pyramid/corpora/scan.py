@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from pyramid import files
 from pyramid.config import provenance, resolve
 from pyramid.corpora import ego4d, epic_kitchens, folder, generated, lerobot, something_something
 from pyramid.corpora.cutting import cut_into_clips
-from pyramid.corpora.manifest import write_manifest
+from pyramid.corpora.manifest import ContentDigest, write_manifest
 from pyramid.corpora.source import Found, ScanConfig, readable
 from pyramid.errors import ConfigError, DataError, nearest
 from pyramid.jobs import Quarantined, count_reasons
@@ -61,7 +60,7 @@ class _Tally:
     def __init__(self) -> None:
         self.clips, self.seconds = 0, 0.0
         self.skipped: list[Quarantined] = []
-        self._contents = hashlib.sha256(b"[")
+        self.contents = ContentDigest()
 
     def of(self, stream: Iterable[Clip | Quarantined]) -> Iterator[Clip]:
         """Passes clips on and keeps what is set aside."""
@@ -69,16 +68,10 @@ class _Tally:
             if isinstance(item, Quarantined):
                 self.skipped.append(readable(item))
                 continue
-            self._contents.update((b"," if self.clips else b"") + files.canonical_json(item.content).encode())
+            self.contents.add(item)
             self.clips += 1
             self.seconds += item.duration_s
             yield item
-
-    def digest(self) -> str:
-        """Returns what `files.digest` gives for the list of all contents."""
-        whole = self._contents.copy()
-        whole.update(b"]")
-        return whole.hexdigest()
 
 
 def scan(
@@ -128,7 +121,7 @@ def scan(
     def metadata() -> dict[str, Any]:
         aside = {"skipped": [vars(item) for item in tally.skipped[:MAX_LISTED]]}
         counts = {"skipped_counts": count_reasons(tally.skipped), "dropped": _counts(found.dropped)}
-        return {**provenance(config=cfg, inputs={"clips": tally.digest()}), **aside, **counts}
+        return {**provenance(config=cfg, inputs={"clips": tally.contents.hexdigest()}), **aside, **counts}
 
     if dry_run:
         for _ in clips():

@@ -240,7 +240,7 @@ def _checked(labeler: Labeler, batch: Sequence[Sample]) -> list[pa.Table]:
 def _plan_only(
     shards: ShardSet, labeler: Labeler, units: Sequence[Unit], config: LabelConfig, *, out: str, resume: bool
 ) -> LabelResult:
-    todo = pending(units, folder=out, resume=resume)
+    todo = list(pending(units, folder=out, resume=resume))
     seconds = 0.0
     if todo:
         start, aside = time.monotonic(), list[Quarantined]()

@@ -5,24 +5,26 @@ The plan fixes which clip goes into which shard, so the bytes are the same for a
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
-from pyramid import files, parquet
-from pyramid.config import from_dict, provenance, resolve, to_dict
-from pyramid.corpora.manifest import read_manifest
+from pyramid import files
+from pyramid.config import from_dict, resolve, to_dict
+from pyramid.corpora.manifest import ContentDigest, iter_manifest
 from pyramid.errors import ConfigError, DataError, SkipItemError
-from pyramid.jobs import JobReport, Outcome, Quarantined, Unit, count_reasons, pending, run_job
+from pyramid.jobs import JobReport, Outcome, Quarantined, Unit, pending, run_job
 from pyramid.progress import format_bytes, format_seconds
-from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA, shard_name
+from pyramid.shards.apart import pack_video_apart, pack_video_there
+from pyramid.shards.indexing import PackIndex
+from pyramid.shards.layout import shard_name
 from pyramid.shards.options import PackConfig
 from pyramid.shards.samples import GUESS_HZ, pack_clips
 from pyramid.shards.writer import write_shard
 from pyramid.types import Clip
+from pyramid.video.guard import warm_up
 
 __all__ = ["PackConfig", "PackResult", "pack", "pack_shard", "plan"]
 
@@ -52,7 +54,7 @@ class PackResult:
     out: str = ""
     """The shard folder; empty on a dry run."""
     items: list[Quarantined] = field(default_factory=list)
-    """The clips set aside, with their reasons."""
+    """The clips set aside, with their reasons; the first ten thousand."""
 
     def __repr__(self) -> str:
         if not self.out:
@@ -96,36 +98,73 @@ def pack(
     cfg = resolve(PackConfig, config, **options)
     if out is None and not dry_run:
         raise ConfigError("say where the shards go: --out DIR")
-    clips = read_manifest(manifest)[:limit]
-    if not clips:
+    survey = _survey(manifest, limit, cfg)
+    if not survey.clips:
         raise DataError(f"'{manifest}' holds no clip")
-    units = plan(clips, cfg, str(out or ""))
+    units = plan(_clips(manifest, limit, again=True), cfg, str(out or ""))
     if dry_run:
-        return _plan_only(clips, units, cfg, out, resume)
-    report = run_job(
-        units,
-        pack_shard,
-        folder=str(out),
-        label="pack",
-        workers=workers,
-        resume=resume,
-        retry_quarantined=retry_quarantined,
-    )
-    return _finish(report, str(out), cfg, clips)
+        return _plan_only(survey, units, cfg, out, resume)
+    with PackIndex(str(out), cfg, survey.contents) as index:
+        report = run_job(
+            units,
+            pack_shard,
+            folder=str(out),
+            label="pack",
+            workers=workers,
+            resume=resume,
+            retry_quarantined=retry_quarantined,
+            n_units=survey.shards,
+            each=index.add,
+        )
+    return _finish(report, index, str(out))
 
 
-def plan(clips: Sequence[Clip], config: PackConfig, folder: str) -> list[Unit]:
+def _clips(manifest: str, limit: int | None, *, again: bool = False) -> Iterator[Clip]:
+    return itertools.islice(iter_manifest(manifest, again=again), limit)
+
+
+@dataclass
+class _Survey:
+    """What a manifest holds; made by reading all of it, so that a bad row is told before hours of work."""
+
+    clips: int = 0
+    frames: float = 0.0
+    shards: int = 0
+    contents: str = ""
+    first: list[Clip] = field(default_factory=list)
+
+
+def _survey(manifest: str, limit: int | None, config: PackConfig) -> _Survey:
+    found, contents = _Survey(), ContentDigest()
+    for part in _dealt(_clips(manifest, limit), config):
+        found.first = found.first or part[:3]
+        found.clips += len(part)
+        found.frames += sum(_expected_frames(clip, config) for clip in part)
+        found.shards += 1
+        for clip in part:
+            contents.add(clip)
+    found.contents = contents.hexdigest()
+    return found
+
+
+def plan(clips: Iterable[Clip], config: PackConfig, folder: str) -> Iterator[Unit]:
     """Deals clips to shards in the manifest's order, by expected frames; a pure function of its arguments."""
-    shards: list[list[Clip]] = [[]]
+    for number, part in enumerate(_dealt(clips, config)):
+        yield _unit(number, part, config, folder)
+
+
+def _dealt(clips: Iterable[Clip], config: PackConfig) -> Iterator[list[Clip]]:
+    part: list[Clip] = []
     filled = 0.0
     for clip in clips:
         expected = _expected_frames(clip, config)
-        if shards[-1] and filled + expected > config.frames_per_shard:
-            shards.append([])
-            filled = 0.0
-        shards[-1].append(clip)
+        if part and filled + expected > config.frames_per_shard:
+            yield part
+            part, filled = [], 0.0
+        part.append(clip)
         filled += expected
-    return [_unit(i, part, config, folder) for i, part in enumerate(shards)]
+    if part:
+        yield part
 
 
 def _expected_frames(clip: Clip, config: PackConfig) -> float:
@@ -143,10 +182,17 @@ def _unit(number: int, clips: Sequence[Clip], config: PackConfig, folder: str) -
     identity = [{k: v for k, v in row.items() if k not in ("video", "episode")} for row in rows]
     return Unit(
         name=shard_name(config.prefix, number).removesuffix(".tar"),
-        digest=files.digest([FORMAT_VERSION, identity, to_dict(config)]),
+        digest=files.digest([FORMAT_VERSION, identity, _deciding(config)]),
         task={"clips": rows, "config": to_dict(config), "shard": shard_name(config.prefix, number), "folder": folder},
         amount=sum(_expected_frames(clip, config) for clip in clips),
     )
+
+
+def _deciding(config: PackConfig) -> dict[str, Any]:
+    """Returns what the bytes of a shard depend on: how patient the decoder's guard is decides over no frame."""
+    options = to_dict(config)
+    patience = ("max_decode_s", "max_decode_mb")
+    return {**options, "limits": {name: value for name, value in options["limits"].items() if name not in patience}}
 
 
 def pack_shard(task: Mapping[str, Any]) -> Outcome:
@@ -156,7 +202,7 @@ def pack_shard(task: Mapping[str, Any]) -> Outcome:
     rows: dict[str, dict[str, Any]] = {}
 
     def samples() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for clip, made in pack_clips([Clip(**row) for row in task["clips"]], config):
+        for clip, made in pack_clips([Clip(**row) for row in task["clips"]], config, pack_video_apart):
             if isinstance(made, SkipItemError):
                 aside.append(Quarantined(item=clip.clip_id, reason=made.reason, detail=made.detail))
                 continue
@@ -169,47 +215,39 @@ def pack_shard(task: Mapping[str, Any]) -> Outcome:
     )
 
 
-def _finish(report: JobReport, out: str, config: PackConfig, clips: Sequence[Clip]) -> PackResult:
-    rows = [row for outcome in report.outcomes for row in outcome.facts.get("rows", [])]
-    aside = report.quarantined
-    if not rows:
-        details = "; ".join(item.detail for item in aside[:3])
-        raise DataError(f"none of {len(clips)} clips could be packed: {details}")
-    source = provenance(config=config, inputs={"clips": files.digest([clip.content for clip in clips])})
-    index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    parquet.write(files.join(out, INDEX_FILE), index, {**source, "quarantined": [vars(q) for q in aside]})
-    sizes = {row["shard"]: row["shard_bytes"] for row in rows}
-    fresh = sum(row["frames"] for row in rows) if report.skipped_done < len(report.outcomes) else 0
+def _finish(report: JobReport, index: PackIndex, out: str) -> PackResult:
+    fresh = index.frames if report.skipped_done < report.units else 0
     return PackResult(
-        clips=len(rows),
-        frames=sum(row["frames"] for row in rows),
-        shards=len(sizes),
-        bytes=sum(sizes.values()),
-        quarantined=count_reasons(aside),
+        clips=index.clips,
+        frames=index.frames,
+        shards=index.shards,
+        bytes=index.bytes,
+        quarantined=dict(sorted(index.reasons.items())),
         seconds=round(report.seconds, 3),
         frames_per_s=round(fresh / max(report.seconds, 1e-9), 1),
         skipped_done=report.skipped_done,
         out=out,
-        items=aside,
+        items=index.aside,
     )
 
 
-def _plan_only(
-    clips: Sequence[Clip], units: Sequence[Unit], config: PackConfig, out: str | None, resume: bool
-) -> PackResult:
-    todo = pending(units, folder=out, resume=resume) if out is not None else list(units)
+def _plan_only(survey: _Survey, units: Iterator[Unit], config: PackConfig, out: str | None, resume: bool) -> PackResult:
+    shards, frames = survey.shards, survey.frames
+    if out is not None:
+        todo = [unit.amount for unit in pending(units, folder=out, resume=resume)]
+        shards, frames = len(todo), sum(todo)
+    warm_up(pack_video_there)
     start, probed = time.monotonic(), 0
-    for _, made in pack_clips(clips[:3], config):
+    for _, made in pack_clips(survey.first, config, pack_video_apart):
         probed += 0 if isinstance(made, SkipItemError) else made.facts["frames"]
     rate = probed / max(time.monotonic() - start, 1e-9)
-    frames = round(sum(unit.amount for unit in todo))
     return PackResult(
-        clips=len(clips),
-        frames=frames,
-        shards=len(units),
+        clips=survey.clips,
+        frames=round(frames),
+        shards=survey.shards,
         bytes=0,
         quarantined={},
         seconds=frames / rate if rate else 0.0,
         frames_per_s=round(rate, 1),
-        skipped_done=len(units) - len(todo),
+        skipped_done=survey.shards - shards,
     )

@@ -206,6 +206,8 @@ def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str
             else:
                 origin = frame.time if origin is None else origin
                 yield frame.time - origin, frame
+    except MemoryError:
+        raise  # Not the file's damage; FFmpeg's error for it is one of its own as well.
     except (av.error.FFmpegError, OSError) as error:
         detail = str(getattr(error, "strerror", None) or error)
         raise SkipItemError("decode_error", f"{path}: damaged or cut short ({detail})") from error

@@ -6,7 +6,7 @@ What is made of the pictures is left to the caller, who gets them one by one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pyramid.errors import SkipItemError
 from pyramid.video.decode import DecodeRequest, Stretch, open_source
@@ -19,8 +19,16 @@ _HOLE_S = 10.0
 Event = tuple[int, Picture | list[float] | SkipItemError]
 """Number of a request, and its next picture; or at its end the times of all its pictures, or why it cannot be had."""
 
+Watch = Callable[[float, list[int]], None]
+"""Told of each frame: its time, seconds, and the numbers of the requests whose stretch it lies in."""
 
-def decode_clips(path: str, requests: Sequence[DecodeRequest], limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[Event]:
+
+def decode_clips(
+    path: str,
+    requests: Sequence[DecodeRequest],
+    limits: VideoLimits = DEFAULT_LIMITS,
+    watch: Watch | None = None,
+) -> Iterator[Event]:
     """Decodes stretches of one video, which may overlap, in one pass; memory depends on none of their lengths.
 
     Damage ends the stretches that it lies in; the others are decoded without them.
@@ -29,6 +37,7 @@ def decode_clips(path: str, requests: Sequence[DecodeRequest], limits: VideoLimi
         path: the video.
         requests: stretches; of one ``source_hz``, ``size_px`` and ``crop``.
         limits: what the video may ask for.
+        watch: told of each frame that is decoded, wanted or not.
 
     Yields:
         What happens, stretch by stretch interleaved; for each stretch its pictures in order, then its end.
@@ -37,7 +46,7 @@ def decode_clips(path: str, requests: Sequence[DecodeRequest], limits: VideoLimi
     while waiting:
         active: dict[int, Stretch] = {}
         try:
-            yield from _pass(path, requests, waiting, active, limits)
+            yield from _pass(path, requests, waiting, active, limits, watch=watch)
         except SkipItemError as error:
             for number in list(active) or [waiting.popleft()]:
                 yield number, error
@@ -49,6 +58,8 @@ def _pass(
     waiting: deque[int],
     active: dict[int, Stretch],
     limits: VideoLimits,
+    *,
+    watch: Watch | None,
 ) -> Iterator[Event]:
     """Decodes from the first waiting stretch on, to the last or to a hole; moves numbers from waiting to active."""
     first, begun = requests[waiting[0]], False
@@ -59,6 +70,8 @@ def _pass(
                 active[waiting.popleft()], begun = stretch, True
             if not active and (not waiting or (begun and pictures.indexed and _is_hole(requests[waiting[0]], time_s))):
                 return
+            if watch is not None:
+                watch(time_s, list(active))
             yield from _push(active, time_s, picture)
     # The video ended: nothing is left for those that still wait.
     active.update((number, Stretch(requests[number], path)) for number in waiting)

@@ -23,7 +23,7 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts"
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """What a video may ask for before a single frame of it is decoded."""
+    """What a video may ask for: before a single frame of it is decoded, and while it is."""
 
     max_pixels: int = 4096 * 2304
     """Largest width x height, pixels."""
@@ -31,6 +31,16 @@ class VideoLimits:
     """Longest duration, seconds."""
     max_bytes: int = 256 * 2**30
     """Largest file."""
+    max_decode_s: float = 600.0
+    """Longest that decoding a minute of it, or a clip that is shorter, may take, seconds; a decoder that hangs is
+    killed."""
+    max_decode_mb: int = 2048
+    """Most memory that the process which decodes it may hold, MiB; about 150 are the process's own."""
+
+    def __post_init__(self) -> None:
+        """Refuses limits that nothing keeps."""
+        if not self.max_decode_s > 0 or self.max_decode_mb < 1:
+            raise ValueError(f"max_decode_s {self.max_decode_s} and max_decode_mb {self.max_decode_mb} must be above 0")
 
 
 DEFAULT_LIMITS = VideoLimits()

@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyramid import files
+from pyramid import files, jobs
 from pyramid.errors import InterruptedJobError, PyramidError, SkipItemError
 from pyramid.jobs import RECEIPTS, Outcome, Quarantined, Unit, count_reasons, pending, run_job
 
@@ -67,7 +68,7 @@ def test_every_unit_runs_once_and_never_again(folder: Path) -> None:
     assert ran(folder) == []
     assert again.skipped_done == 4
     assert again.outcomes == report.outcomes
-    assert pending(plan, folder=str(folder)) == []
+    assert not list(pending(plan, folder=str(folder)))
     assert run(folder, plan, resume=False).outcomes == report.outcomes
     assert ran(folder) == list("abcd")
 
@@ -165,6 +166,39 @@ def test_leftovers_of_a_killed_writer_are_removed(folder: Path) -> None:
     (folder / f"{files.TEMPORARY_PREFIX}x").write_bytes(b"half")
     run(folder, units(folder))
     assert not list(folder.rglob(f"{files.TEMPORARY_PREFIX}*"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_plan_may_be_an_iterator_that_is_taken_a_little_at_a_time(folder: Path, workers: int) -> None:
+    names = [f"u{i:03d}" for i in range(3 * jobs._CHUNK)]
+    taken, ahead, given = 0, [0], list[Outcome]()
+
+    def plan() -> Iterator[Unit]:
+        nonlocal taken
+        for name in names:
+            taken += 1
+            yield Unit(name=name, digest=name, task=name)
+
+    def take(outcome: Outcome) -> None:
+        ahead.append(taken - len(given))
+        given.append(outcome)
+
+    report = run_job(plan(), echo, folder=str(folder), label="t", workers=workers, n_units=len(names), each=take)
+    assert [outcome.facts["name"] for outcome in given] == names
+    assert (report.units, report.skipped_done, report.outcomes) == (len(names), 0, [])
+    assert max(ahead) <= jobs._CHUNK + workers * jobs._AHEAD + 1
+    (folder / RECEIPTS / "u007.json").unlink()
+    before = given.copy()
+    taken, ahead = 0, [0]
+    given.clear()
+    report = run_job(plan(), echo, folder=str(folder), label="t", workers=workers, n_units=len(names), each=take)
+    assert given == before
+    assert report.skipped_done == len(names) - 1
+    assert max(ahead) <= 2 * jobs._CHUNK + 1
+
+
+def echo(name: str) -> Outcome:
+    return Outcome(facts={"name": name})
 
 
 def test_an_empty_plan_is_done(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -14,12 +15,18 @@ from pathlib import Path
 import drawing
 import killing
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pyramid import files, parquet
+from pyramid.corpora.manifest import GROUP_ROWS, SCHEMA
 from pyramid.corpora.scan import scan
 from pyramid.errors import ConfigError, DataError
+from pyramid.jobs import Outcome
+from pyramid.shards import indexing
 from pyramid.shards.layout import INDEX_FILE
+from pyramid.shards.options import PackConfig
 from pyramid.shards.pack import pack
 from pyramid.shards.reader import ShardSet
 
@@ -68,6 +75,73 @@ def test_shards_do_not_depend_on_workers(manifest: str, packed: Path, tmp_path: 
     assert result.shards == 3
     assert result.bytes == sum(p.stat().st_size for p in packed.glob("*.tar"))
     assert drawing.tree(tmp_path / "two") == drawing.tree(packed)
+
+
+def test_eight_workers_write_the_same_bytes_as_one(manifest: str, tmp_path: Path) -> None:
+    small = scan("folder", str(Path(manifest).parent), out=str(tmp_path / "clips.parquet"), clip_s=0.4).out
+    config = {**OPTIONS, "frames_per_shard": 20}
+    for workers in (1, 8):
+        result = pack(small, out=str(tmp_path / str(workers)), config=config, workers=workers)
+        assert (result.shards, result.clips) == (17, 19)
+    assert drawing.tree(tmp_path / "8") == drawing.tree(tmp_path / "1")
+
+
+def test_the_index_is_written_in_groups_and_only_whole(
+    manifest: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "GROUP_ROWS", 2)
+    pack(manifest, out=str(tmp_path / "out"), config=OPTIONS)
+    assert pq.ParquetFile(tmp_path / "out" / INDEX_FILE).metadata.num_row_groups == 3
+    assert ShardSet.open(str(tmp_path / "out")).rows == ShardSet.open(str(packed)).rows
+    assert parquet.metadata(tmp_path / "out" / INDEX_FILE) == parquet.metadata(packed / INDEX_FILE)
+    index = indexing.PackIndex(str(tmp_path / "stopped"), PackConfig(), "")
+    row = ShardSet.open(str(packed)).rows[0]
+    bad = Outcome(facts={"rows": [*[row] * 5, {**row, "frames": 1, "shard": 1}]})
+    with pytest.raises(pa.ArrowException), index:
+        index.add(bad)
+    assert not list((tmp_path / "stopped").iterdir())
+
+
+def test_few_of_the_clips_set_aside_are_listed_and_all_counted(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "MAX_LISTED", 1)
+    result = pack(manifest, out=str(tmp_path), config={**OPTIONS, "min_frames": 14})
+    assert (result.clips, result.quarantined, len(result.items)) == (3, {"too_short": 2}, 1)
+    told = parquet.metadata(tmp_path / INDEX_FILE)
+    assert (len(told["quarantined"]), told["quarantined_counts"]) == (1, {"too_short": 2})
+
+
+PLANNED = """
+import sys
+from pyramid.shards.pack import pack
+planned = pack(sys.argv[1], out=sys.argv[2], dry_run=True)
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(planned.clips, planned.shards, peak)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+def test_memory_for_planning_does_not_grow_with_the_manifest(tmp_path: Path) -> None:
+    """A hundred thousand clips more would take 80 MB and more, were they or their units kept."""
+    peaks = []
+    for n in (4 * GROUP_ROWS, 4 * GROUP_ROWS + 100_000):
+        path = str(tmp_path / f"{n}.parquet")
+        names = [f"made/{i}" for i in range(n)]
+        numbers = np.arange(n) % 1000
+        known = {"clip_id": names, "video": names, "start_s": numbers * 2.0, "end_s": numbers * 2.0 + 2.0}
+        fixed = {"corpus": "made", "text": "a text", "tier": "base", "embodiment": "human", "split": "train"}
+        columns = {f.name: [fixed.get(f.name, "") if f.type == pa.string() else None] * n for f in SCHEMA} | known
+        table = pa.table(columns, schema=SCHEMA)
+        groups = (table.slice(first, GROUP_ROWS) for first in range(0, n, GROUP_ROWS))
+        parquet.write_groups(path, SCHEMA, groups, dict)
+        call = [sys.executable, "-c", PLANNED, path, str(tmp_path / "out")]
+        env = {**os.environ, "ARROW_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(call, capture_output=True, text=True, check=True, env=env)
+        clips, shards, peak = map(int, done.stdout.split())
+        assert (clips, shards) == (n, -(-n // 333))
+        peaks.append(peak / 1024)
+    assert peaks[1] - peaks[0] < 24, peaks
 
 
 def test_a_second_run_does_nothing_and_a_changed_config_does_all(manifest: str, packed: Path, tmp_path: Path) -> None:
@@ -201,10 +275,15 @@ def test_a_lower_rate_keeps_the_nearest_frames(tmp_path: Path) -> None:
 
 PEAK = """
 import sys
+import psutil
 from pyramid.shards.pack import pack
 pack(sys.argv[1], out=sys.argv[2], config={"size_px": 256, "frames_per_shard": 100_000})
 # Not getrusage: its peak counts what the parent held before this program was started.
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+processes = [psutil.Process(), *psutil.Process().children()]
+status = [line for one in processes for line in open(f"/proc/{one.pid}/status")]
+peaks = [int(line.split()[1]) for line in status if line.startswith("VmHWM")]
+assert len(peaks) == 2, "the process that decodes is one of two"
+print(sum(peaks))
 """
 
 
