@@ -99,7 +99,7 @@ def test_weights_that_are_no_shares_are_refused(tmp_path: Path, weight: str) -> 
         (GOOD.replace("lab:", "arm:"), "the key 'arm' stands twice"),
         (GOOD + "folder: /etc", "unknown key 'folder'"),
         (GOOD + "sed: 1", "unknown key 'sed'; did you mean 'seed'"),
-        (GOOD + "unit: hours", "unit"),
+        (GOOD + "unit: minutes", "unit"),
     ],
 )
 def test_what_makes_no_mixture_is_named(tmp_path: Path, text: str, message: str) -> None:
