@@ -85,7 +85,7 @@ class Labels:
                 raise DataError(f"source '{self.name}': '{path}' has no column '{column}' for use: {self.use}")
 
     def _scan_all(self, run: str, shards: ShardSet) -> pa.Table:
-        """Returns for every label of a run: row of its clip in the index, row in its table, frame, whether it is drawn."""
+        """Returns of every label: row of its clip in the index, row in its table, frame, whether it is drawn."""
         opened, parts = LabelRun.open(run, shards), []
         keys = dict(zip(shards.index["key"].to_pylist(), range(len(shards)), strict=True))
         frames = shards.index["frames"].to_numpy()
@@ -178,21 +178,17 @@ def _passes(table: pa.Table, spec: FilterSpec) -> NDArray[np.bool_]:
     for bound in spec.label_bounds():
         column, limit = table[_NEEDS[bound]], getattr(spec, bound)
         if bound == "max_action_std":
-            worst = matrix(column, "action_std").max(1) if _nested(column) else column.to_numpy()
-            ok &= worst <= limit
+            ok &= matrix(column, "action_std").max(1) <= limit
         elif bound == "without_flags":
             ok &= (column.to_numpy().astype(np.int64) & limit) == 0
         else:
-            ok &= pc.fill_null(column, -np.inf if bound == "min_recon_gain" else -1).to_numpy() >= limit
+            # What is missing passes no bound: as a float it is not a number.
+            ok &= pc.cast(column, pa.float64()).to_numpy() >= limit
     return ok
 
 
-def _nested(column: pa.ChunkedArray) -> bool:
-    return bool(pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type))
-
-
 def matrix(column: pa.ChunkedArray, where: str) -> NDArray[np.float32]:
-    """Returns a column of lists as float32 [N, D]; refuses lists of different lengths and values that are not finite."""
+    """Returns a column of lists as float32 [N, D]; refuses lists of different lengths and what is not finite."""
     array = column.combine_chunks()
     flat: NDArray[np.float32] = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     if len(array) == 0:

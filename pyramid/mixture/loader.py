@@ -90,6 +90,20 @@ class MixtureLoader:
         self.position = int(state["position"])
 
 
+class _FromCheckpoint:
+    """A loader for Lightning that begins where its data module says.
+
+    It shows no state of its own: Lightning would save one that counts the batch which it holds in reserve.
+    """
+
+    def __init__(self, data: MixtureData, loader: MixtureLoader) -> None:
+        self.data, self.loader = data, loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.loader.load_state_dict(self.data.state_dict())
+        return iter(self.loader)
+
+
 class MixtureData(lightning.LightningDataModule):
     """A mixture as a Lightning data module; its state goes into the checkpoint.
 
@@ -104,10 +118,9 @@ class MixtureData(lightning.LightningDataModule):
     def __init__(self, stream: MixtureStream, *, batch_size: int, workers: int = 0) -> None:
         super().__init__()
         self.stream, self.batch_size, self.workers = stream, batch_size, workers
-        self._from = 0
-        self._seen_before = 0
+        self._from = self._seen_before = 0
 
-    def train_dataloader(self) -> MixtureLoader:
+    def train_dataloader(self) -> _FromCheckpoint:
         """Returns the loader of this rank."""
         assert self.trainer is not None  # noqa: S101
         loader = MixtureLoader(
@@ -117,9 +130,8 @@ class MixtureData(lightning.LightningDataModule):
             ranks=self.trainer.world_size,
             workers=self.workers,
         )
-        loader.load_state_dict({"position": self._from})
         self._seen_before = self._done()
-        return loader
+        return _FromCheckpoint(self, loader)
 
     def _done(self) -> int:
         """Returns the steps that were trained on; the loader itself reads ahead of them."""

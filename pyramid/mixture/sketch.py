@@ -108,7 +108,7 @@ class Summary:
             (1 - part) * _at(counts, math.floor(place)) + part * _at(counts, math.floor(place) + 1)
             for counts in self.buckets
         ]
-        return np.clip(np.array(found), self.low, self.high)
+        return np.asarray(np.clip(np.array(found), self.low, self.high))
 
     def share_beyond(self, dimension: int, low: float, high: float) -> float:
         """Returns the share of a dimension's values below ``low`` or above ``high``, up to the accuracy of both."""

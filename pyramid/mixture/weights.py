@@ -14,7 +14,7 @@ from pyramid.errors import ConfigError
 from pyramid.mixture.schedule import MAX_PERIOD, Piece, apportion
 from pyramid.mixture.spec import ChangeSpec, MixtureSpec
 
-_DIGITS = 10**9
+_DIGITS = 10**6
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Size:
 
     def per_sample(self, unit: str) -> Fraction:
         """Returns how much of a unit one sample is."""
-        value = {"samples": 1.0, "frames": self.frames_per_sample, "hours": self.seconds_per_sample / 3600}[unit]
-        return Fraction(str(value))
+        value = {"samples": 1.0, "frames": self.frames_per_sample, "hours": self.seconds_per_sample}[unit]
+        return Fraction(value).limit_denominator(_DIGITS) / (3600 if unit == "hours" else 1)
 
 
 def needs_sizes(spec: MixtureSpec) -> bool:
