@@ -25,6 +25,7 @@ from pyramid.mixture.statistics import normalizers
 from pyramid.mixture.weights import ledger
 from pyramid.normalize import Normalizer
 from pyramid.rng import rng
+from pyramid.shards.reader import ShardSet
 from pyramid.types import Embodiment, Split
 
 _LOG = logging.getLogger("pyramid.mixture")
@@ -110,8 +111,10 @@ class MixtureStream:
         self.spec, self.batch_size, self.image_size, self.split = spec, batch_size, image_size, split
         opened = list(spec.sources())
         room = spec.cache_mb / len(opened)
+        shards: dict[str, ShardSet] = {}
         self.sources = [
-            Source(name, tier, spec, split=split, cache_mb=room, size_px=image_size) for tier, name, _ in opened
+            Source(name, tier, spec, split=split, cache_mb=room, size_px=image_size, opened=shards)
+            for tier, name, _ in opened
         ]
         self.plan = Schedule(ledger(spec, {source.name: source.size for source in self.sources}))
         """Which source each position draws from."""

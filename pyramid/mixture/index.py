@@ -26,19 +26,30 @@ class ClipIndex:
         spec: the filter.
         split: the split that is asked for.
         with_actions: only clips with measured actions.
+        opened: shard folders that were opened and checked before, by place; new ones are added.
 
     Raises:
         DataError: no clip is left, or a shard is missing or has another size than the index says; both are named.
     """
 
     def __init__(
-        self, name: str, folders: Sequence[str], spec: FilterSpec, *, split: Split, with_actions: bool
+        self,
+        name: str,
+        folders: Sequence[str],
+        spec: FilterSpec,
+        *,
+        split: Split,
+        with_actions: bool,
+        opened: dict[str, ShardSet],
     ) -> None:
-        self.shard_sets = [ShardSet.open(folder) for folder in folders]
+        for folder in folders:
+            if folder not in opened:
+                opened[folder] = ShardSet.open(folder)
+                check_shards(opened[folder], f"source '{name}'")
+        self.shard_sets = [opened[folder] for folder in folders]
         wanted = spec.split if spec.split and split == "train" else split
         tables, self.part, self.number = [], np.zeros(0, np.int32), np.zeros(0, np.int64)
         for part, shards in enumerate(self.shard_sets):
-            check_shards(shards, f"source '{name}'")
             kept = np.flatnonzero(_mask(name, shards, spec, wanted, with_actions))
             tables.append(shards.index.take(pa.array(kept)))
             self.part = np.concatenate([self.part, np.full(len(kept), part, np.int32)])

@@ -23,7 +23,7 @@ from pyramid.mixture.order import ItemOrder
 from pyramid.mixture.spec import MixtureSpec
 from pyramid.mixture.weights import Size
 from pyramid.shards.ahead import ReadAhead
-from pyramid.shards.reader import Sample
+from pyramid.shards.reader import Sample, ShardSet
 from pyramid.types import Embodiment, Split
 
 _GOP = 12
@@ -49,12 +49,22 @@ class Source:
     """
 
     def __init__(
-        self, name: str, tier: str, mixture: MixtureSpec, *, split: Split, cache_mb: float, size_px: int
+        self,
+        name: str,
+        tier: str,
+        mixture: MixtureSpec,
+        *,
+        split: Split,
+        cache_mb: float,
+        size_px: int,
+        opened: dict[str, ShardSet],
     ) -> None:
         spec = mixture.tiers[tier].sources[name]
         self.name, self.tier, self.spec = name, tier, spec
         folders = [mixture.path(folder) for folder in spec.folders()]
-        self.clips = ClipIndex(name, folders, spec.filter, split=split, with_actions=spec.use == "action")
+        self.clips = ClipIndex(
+            name, folders, spec.filter, split=split, with_actions=spec.use == "action", opened=opened
+        )
         self.labels: Labels | None = None
         if spec.use == "action":
             self._sizes = self.clips.column("frames").astype(np.int64)
