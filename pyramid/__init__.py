@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pyramid.conversion.convert import convert
     from pyramid.corpora.scan import scan
     from pyramid.labels.engine import label
-    from pyramid.mixture.verbs import mix_show, mix_simulate
+    from pyramid.mixture.audit import mix_audit
+    from pyramid.mixture.verbs import mix_show, mix_simulate, mix_what_if
     from pyramid.report.doctor import doctor
     from pyramid.report.status import status
     from pyramid.shards.pack import pack
@@ -52,7 +53,9 @@ _FUNCTIONS = {
     "evaluate_idm": "idm.evaluate",
     "evaluate_vla": "vla.evaluate",
     "label": "pyramid.labels.engine",
+    "mix_audit": "pyramid.mixture.audit",
     "mix_show": "pyramid.mixture.verbs",
+    "mix_what_if": "pyramid.mixture.verbs",
     "mix_simulate": "pyramid.mixture.verbs",
     "ingest": "neural_traj.ingest",
     "judge": "neural_traj.judge",
@@ -76,8 +79,10 @@ __all__ = [
     "ingest",
     "judge",
     "label",
+    "mix_audit",
     "mix_show",
     "mix_simulate",
+    "mix_what_if",
     "pack",
     "scan",
     "status",

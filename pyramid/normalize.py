@@ -89,7 +89,11 @@ def fit_normalizer(values: NDArray[Any], kind: NormalizerKind) -> Normalizer:
     if not np.isfinite(x).all():
         bad = sorted({int(d) for d in np.argwhere(~np.isfinite(x))[:, 1]})
         raise DataError(f"statistics over values that are not finite, in dimensions {bad}")
-    center, scale = _center_and_scale(x, kind)
+    return make_normalizer(kind, *_center_and_scale(x, kind))
+
+
+def make_normalizer(kind: NormalizerKind, center: NDArray[np.float64], scale: NDArray[np.float64]) -> Normalizer:
+    """Makes a normaliser of statistics [D], physical units; a spread that is only rounding counts as constant."""
     constant = scale <= _TINY * np.maximum(1.0, np.abs(center))
     return Normalizer(
         kind, center.astype(np.float32), np.where(constant, 0, scale).astype(np.float32), clip=kind == "q01_q99"

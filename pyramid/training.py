@@ -14,14 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyramid import files
 from pyramid.config import provenance
@@ -141,29 +141,71 @@ def lr_factor(step: int, config: TrainerConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-class _Steps(IterableDataset[Any]):
-    """Batches from the trainer's current step on."""
+class StepJournal(Protocol):
+    """Writes down what each step was trained on, so that a resumed run tells the same as an uninterrupted one."""
 
-    def __init__(self, module: StepModule, batch_at: BatchAt) -> None:
-        self.module, self.batch_at = module, batch_at
+    def begin(self, step: int) -> None:
+        """Forgets what was written of ``step`` and after: training goes on from there."""
+
+    def add(self, step: int, batch: Any) -> None:
+        """Takes in the batch of a step that was done."""
+
+    def flush(self) -> None:
+        """Writes what was taken in; a checkpoint follows."""
+
+
+class _Steps(IterableDataset[Any]):
+    """Batches from a step on; each worker makes every n-th, and the loader takes turns."""
+
+    def __init__(self, batch_at: BatchAt, max_steps: int) -> None:
+        self.batch_at, self.max_steps, self.start = batch_at, max_steps, 0
 
     def __iter__(self) -> Iterator[Any]:
-        for step in range(self.module.global_step, self.module.trainer_config.max_steps):
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self.start + first, self.max_steps, stride):
             yield self.batch_at(step)
+
+
+class _StepLoader(DataLoader[Any]):
+    """Batches from the trainer's current step on, in the order of the steps whatever the number of workers."""
+
+    def __init__(self, module: StepModule, batch_at: BatchAt, workers: int) -> None:
+        self._module = module
+        super().__init__(_Steps(batch_at, module.trainer_config.max_steps), batch_size=None, num_workers=workers)
+
+    def __iter__(self) -> Any:
+        self.dataset.start = self._module.global_step  # type: ignore[attr-defined]
+        return super().__iter__()
 
 
 class _Watch(Callback):
     """Writes the checkpoint to resume from, and shows progress."""
 
-    def __init__(self, path: Path, progress: Progress, every: int) -> None:
-        self.path, self.progress, self.every = path, progress, every
+    def __init__(self, path: Path, progress: Progress, every: int, journal: StepJournal | None) -> None:
+        self.path, self.progress, self.every, self.journal = path, progress, every, journal
         self.loss = math.nan
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        if self.journal:
+            self.journal.begin(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.loss = float(outputs["loss"])
         self.progress.add(amount=module.trainer_config.batch_size)
+        if self.journal:
+            self.journal.add(trainer.global_step - 1, batch)
         if trainer.global_step % self.every == 0:
+            self._flush()
             trainer.save_checkpoint(self.path)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        if trainer.global_step >= module.trainer_config.max_steps:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.journal:
+            self.journal.flush()
 
 
 def train_model(
@@ -176,6 +218,8 @@ def train_model(
     inputs: Mapping[str, str],
     extra: Mapping[str, Any] | None = None,
     resume: bool = True,
+    workers: int = 0,
+    journal: StepJournal | None = None,
 ) -> TrainResult:
     """Trains a module to the end of its config and writes the model folder ``out``.
 
@@ -191,6 +235,8 @@ def train_model(
         inputs: digests of what it is trained on, by name.
         extra: plain data saved with the model.
         resume: False starts over.
+        workers: processes that make batches; 0 makes them in this one. The number changes nothing but the speed.
+        journal: writes down what each step was trained on.
 
     Raises:
         DataError: ``out`` holds a run with another config or other data.
@@ -202,7 +248,9 @@ def train_model(
     if resume and _finished(out, kind) == run:
         return TrainResult(kind, out, steps, parameters, None, 0.0, reused=True)
     start = time.monotonic()
-    loss = _fit(module, batch_at, folder=Path(out, "lightning"), run=run, resume=resume, label=f"train {kind}")
+    _claim(Path(out, "lightning"), run, resume)
+    loader = _StepLoader(module, batch_at, workers)
+    loss = _fit(module, loader, folder=Path(out, "lightning"), label=f"train {kind}", journal=journal)
     module.eval()
     save_model(
         out,
@@ -225,16 +273,16 @@ def _finished(out: str, kind: str) -> str | None:
         return None
 
 
-def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resume: bool, label: str) -> float | None:
+def _fit(
+    module: StepModule, loader: DataLoader[Any], *, folder: Path, label: str, journal: StepJournal | None
+) -> float | None:
     config = module.trainer_config
-    files.make_dirs(folder)
     checkpoint = folder / "last.ckpt"
-    _claim(folder, run, resume)
     if config.threads:
         torch.set_num_threads(config.threads)
     _quiet()
     with Progress(label, config.max_steps, "samples") as progress:
-        watch = _Watch(checkpoint, progress, config.checkpoint_every)
+        watch = _Watch(checkpoint, progress, config.checkpoint_every, journal)
         trainer = lightning.Trainer(
             max_steps=config.max_steps,
             accelerator="auto",
@@ -251,7 +299,6 @@ def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resum
         found = checkpoint if checkpoint.exists() else None
         if found is not None:
             progress.done = _step_of(found)
-        loader: DataLoader[Any] = DataLoader(_Steps(module, batch_at), batch_size=None)
         module.train()
         # Lightning answers Ctrl-C by leaving the process.
         with contextlib.suppress(KeyboardInterrupt, SystemExit):
@@ -273,6 +320,7 @@ def _step_of(checkpoint: Path) -> int:
 
 def _claim(folder: Path, run: str, resume: bool) -> None:
     """Marks the folder as this run's; refuses one that belongs to another unless told to start over."""
+    files.make_dirs(folder)
     mark = folder / "run.json"
     if mark.exists() and resume and files.read_json(mark).get("run") != run:
         raise DataError(

@@ -51,6 +51,7 @@ def train_vla(
     config: str | Path | Mapping[str, Any] | VLAConfig = "vla/tiny",
     resume: bool = True,
     dry_run: bool = False,
+    workers: int = 0,
     **overrides: Any,
 ) -> TrainResult:
     """Trains a policy on a mixture of labelled and measured actions.
@@ -61,6 +62,7 @@ def train_vla(
         config: preset name, YAML file, mapping or config.
         resume: go on from the last checkpoint, or reuse a finished model of this config and mixture.
         dry_run: plan and time the training, write nothing.
+        workers: processes that read batches; 0 reads them in this one. The batches stay the same.
         **overrides: dotted options on top of the config, such as ``{"trainer.max_steps": 20}``.
 
     Raises:
@@ -75,6 +77,8 @@ def train_vla(
     module = VLAModule(policy, resolved.trainer)
     if dry_run:
         return plan_only(module, stream.batch, kind=KIND)
+    from pyramid.mixture.drawn import DrawnLog
+
     return train_model(
         module,
         stream.batch,
@@ -84,6 +88,10 @@ def train_vla(
         inputs={"mixture": stream.digest},
         extra=policy.description(),
         resume=resume,
+        workers=workers,
+        journal=DrawnLog(
+            str(out), mixture=str(mixture), digest=stream.data_digest, batch_size=resolved.trainer.batch_size
+        ),
     )
 
 
@@ -97,4 +105,6 @@ def open_stream(mixture: str, config: VLAConfig) -> MixtureStream:
     from pyramid.mixture.batch import open_mixture
 
     backbone = config.policy.backbone
-    return open_mixture(mixture, batch_size=config.trainer.batch_size, image_size=backbone.image_size_px)
+    stream = open_mixture(mixture, batch_size=config.trainer.batch_size, image_size=backbone.image_size_px)
+    stream.check_run(config.trainer.batch_size)
+    return stream

@@ -1,21 +1,37 @@
-"""Batches of a mixture, each a pure function of its step: the same for any worker, and resumable anywhere."""
+"""Batches of a mixture, each a pure function of its positions: the same for any worker, and resumable anywhere."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyramid import files
-from pyramid.mixture.schedule import Schedule, item_at
-from pyramid.mixture.source import Source, statistics
+from pyramid.errors import ConfigError, DataError
+from pyramid.mixture.augment import augment
+from pyramid.mixture.schedule import Schedule
+from pyramid.mixture.source import Chunk, Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
+from pyramid.mixture.statistics import normalizers
+from pyramid.mixture.weights import ledger
 from pyramid.normalize import Normalizer
+from pyramid.rng import rng
+from pyramid.shards.reader import ShardSet
 from pyramid.types import Embodiment, Split
+
+_LOG = logging.getLogger("pyramid.mixture")
+_TRIES = 16
+_LEAST_READ = 100
+"""Samples below which a share of bad ones is not yet judged by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +62,10 @@ class Group:
     """Keys of the clips, B."""
     position: Tensor
     """int64 [B]: place in the global order of samples."""
+    label: tuple[str, ...] = ()
+    """Where the actions come from, B: ``action``, or the folder of the label run."""
+    replaced: tuple[bool, ...] = ()
+    """Whether the sample stands in for one that could not be read, B."""
 
 
 Batch = list[Group]
@@ -59,24 +79,92 @@ class Drawn:
     """Place in the global order."""
     source: Source
     """Where it comes from."""
-    item: int
-    """Number of the item in its source."""
+    rank: int
+    """How many samples the source gave before."""
+
+    @cached_property
+    def item(self) -> int:
+        """Number of the item in its source."""
+        return self.source.order.at(self.rank)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One sample, read."""
+
+    drawn: Drawn
+    """What was asked for."""
+    clip: int
+    """Clip that was read."""
+    chunk: Chunk
+    """Its actions."""
+    image: NDArray[np.uint8]
+    """uint8 [H, W, 3], RGB."""
+    replaced: bool
+    """Whether the clip is another than the one asked for."""
 
 
 class MixtureStream:
     """A mixture, opened."""
 
     def __init__(self, spec: MixtureSpec, *, batch_size: int, image_size: int, split: Split = "train") -> None:
-        self.spec, self.batch_size, self.image_size = spec, batch_size, image_size
+        self.spec, self.batch_size, self.image_size, self.split = spec, batch_size, image_size, split
         opened = list(spec.sources())
-        room = spec.cache_mb // len(opened)
+        room = spec.cache_mb / len(opened)
+        shards: dict[str, ShardSet] = {}
         self.sources = [
-            Source(name, tier, spec, split=split, cache_mb=room, size_px=image_size) for tier, name, _ in opened
+            Source(name, tier, spec, split=split, cache_mb=room, size_px=image_size, opened=shards)
+            for tier, name, _ in opened
         ]
-        self.plan = Schedule(spec.shares())
+        self.plan = Schedule(ledger(spec, {source.name: source.size for source in self.sources}))
         """Which source each position draws from."""
-        self.statistics: dict[str, dict[str, Normalizer]] = statistics(self.sources)
+        self._check_bodies()
+        self.read = 0
+        """Samples read by this process."""
+        self.bad: Counter[str] = Counter()
+        """Samples that could not be read and were replaced, by source."""
+
+    def _check_bodies(self) -> None:
+        first: dict[str, Source] = {}
+        for source in self.sources:
+            other = first.setdefault(source.embodiment.name, source)
+            if other.embodiment != source.embodiment:
+                raise DataError(
+                    f"embodiment '{source.embodiment.name}': source '{other.name}' says {other.embodiment.to_dict()}, "
+                    f"source '{source.name}' says {source.embodiment.to_dict()}; give them different embodiments"
+                )
+
+    def check_run(self, batch_size: int) -> None:
+        """Refuses a training that the mixture is not made for, before its first step.
+
+        Raises:
+            ConfigError: the schedule counts steps of another size, or a batch holds more of a source than there is.
+        """
+        if self.spec.schedule and batch_size != self.spec.schedule_batch:
+            raise ConfigError(
+                f"the mixture's schedule counts steps of {self.spec.schedule_batch} samples, the training's have "
+                f"{batch_size}; set schedule_batch or the batch size"
+            )
+        for source in self.sources:
+            most = max(piece.shares[source.name] for piece in self.plan.ledger) * batch_size
+            if len(source) < most:
+                raise ConfigError(
+                    f"source '{source.name}' has {len(source)} samples, a batch of {batch_size} takes up to "
+                    f"{float(most):.1f} of it; lower its weight or the batch size, or add data"
+                )
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, Normalizer]]:
         """Normalisers of every embodiment: ``action``, and ``state`` where there is one."""
+        return normalizers(self.sources, self.typical_shares)
+
+    @cached_property
+    def typical_shares(self) -> dict[str, Fraction]:
+        """Shares that statistics are weighted by: the mean of those at the start and after the last change."""
+        first, last = self.plan.ledger[0].shares, self.plan.ledger[-1].shares
+        mean = {name: (first[name] + last[name]) / 2 for name in first}
+        # A source that is drawn in between only still has its statistics.
+        return {name: share or Fraction(1, 1000) for name, share in mean.items()}
 
     @cached_property
     def embodiments(self) -> dict[str, Embodiment]:
@@ -86,47 +174,97 @@ class MixtureStream:
     @cached_property
     def digest(self) -> str:
         """Digest of everything that decides the batches: the file, the clips, the labels."""
-        return files.digest([describe(self.spec), [[s.name, s.digest] for s in self.sources], self.image_size])
+        return files.digest([self.data_digest, self.image_size])
 
-    def draw(self, first: int, n: int) -> list[Drawn]:
-        """Returns what stands at the positions ``first`` to ``first + n - 1``, without reading data."""
-        positions = np.arange(first, first + n, dtype=np.int64)
+    @cached_property
+    def data_digest(self) -> str:
+        """The same without the size of the frames: what decides which samples come when."""
+        return files.digest([describe(self.spec), [[s.name, s.digest] for s in self.sources]])
+
+    @property
+    def decoded_per_used(self) -> float:
+        """Decoded frames per used frame, in this process."""
+        used = sum(source.cache.decoding.used for source in self.sources)
+        return sum(source.cache.decoding.decoded for source in self.sources) / max(used, 1)
+
+    def draw(self, first: int, n: int, stride: int = 1) -> list[Drawn]:
+        """Returns what stands at the positions ``first``, ``first + stride``, ... (``n`` of them), reading no data."""
+        positions = first + stride * np.arange(n, dtype=np.int64)
         numbers, ranks = self.plan.at(positions)
         return [
-            Drawn(int(g), source := self.sources[int(k)], item_at(self.spec.seed, source.name, int(rank), len(source)))
-            for g, k, rank in zip(positions, numbers, ranks, strict=True)
+            Drawn(int(g), self.sources[int(k)], int(rank)) for g, k, rank in zip(positions, numbers, ranks, strict=True)
         ]
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of a step: one group per embodiment, by name; within a group in the global order."""
-        drawn = self.draw(step * self.batch_size, self.batch_size)
-        names = sorted({d.source.embodiment.name for d in drawn})
-        return [collate([d for d in drawn if d.source.embodiment.name == name]) for name in names]
+        return self.batch_of(self.draw(step * self.batch_size, self.batch_size))
 
+    def batch_of(self, drawn: Sequence[Drawn]) -> Batch:
+        """Reads samples and groups them by embodiment."""
+        loaded = [self.load(one) for one in drawn]
+        names = sorted({one.source.embodiment.name for one in drawn})
+        return [self._collate([one for one in loaded if one.drawn.source.embodiment.name == name]) for name in names]
 
-def collate(drawn: Sequence[Drawn]) -> Group:
-    """Reads the samples of one embodiment and stacks them."""
-    places = [d.source.locate(d.item) for d in drawn]
-    chunks = [d.source.chunk(*place) for d, place in zip(drawn, places, strict=True)]
-    rows = [d.source.row(clip) for d, (clip, _) in zip(drawn, places, strict=True)]
-    action = np.stack([chunk.action for chunk in chunks])
-    mask = np.stack([chunk.mask for chunk in chunks])
-    state = np.stack([chunk.state for chunk in chunks])
-    images = np.stack([d.source.image(*place) for d, place in zip(drawn, places, strict=True)])
-    return Group(
-        embodiment=drawn[0].source.embodiment.name,
-        images=torch.from_numpy(images)[:, None],
-        text=tuple(str(row["text"]) for row in rows),
-        state=torch.from_numpy(state),
-        state_known=torch.full((len(drawn),), state.shape[1] > 0),
-        action=torch.from_numpy(action),
-        mask=torch.from_numpy(np.broadcast_to(mask[..., None], action.shape).copy()),
-        weight=torch.ones(len(drawn)),
-        source=tuple(d.source.name for d in drawn),
-        tier=tuple(d.source.tier for d in drawn),
-        key=tuple(str(row["key"]) for row in rows),
-        position=torch.tensor([d.position for d in drawn]),
-    )
+    def load(self, drawn: Drawn) -> Loaded:
+        """Reads one sample; what cannot be read is replaced by another of its source, always the same one.
+
+        Raises:
+            DataError: a shard vanished or changed, or more than the set share of samples is bad.
+        """
+        self.read += 1
+        source = drawn.source
+        source.enter(drawn.rank)
+        item = drawn.item
+        for attempt in range(_TRIES):
+            clip, step = source.locate(item)
+            try:
+                return Loaded(drawn, clip, source.chunk(clip, step), source.image(clip, step), attempt > 0)
+            except DataError as error:
+                source.check_shard(clip)
+                self._count_bad(source, error)
+            item = int(rng(self.spec.seed, "replace", source.name, drawn.position, attempt).integers(len(source)))
+        raise DataError(
+            f"source '{source.name}': {_TRIES} samples in a row cannot be read; see the log for each of them"
+        )
+
+    def _count_bad(self, source: Source, error: DataError) -> None:
+        self.bad[source.name] += 1
+        _LOG.warning("a sample of source '%s' is replaced by another: %s", source.name, error)
+        if self.bad.total() > self.spec.max_bad_share * max(self.read, _LEAST_READ):
+            raise DataError(
+                f"{self.bad.total()} of {self.read} samples cannot be read, more than max_bad_share: "
+                f"{self.spec.max_bad_share:g} allows; the last one: {error}"
+            ) from error
+
+    def _collate(self, loaded: Sequence[Loaded]) -> Group:
+        """Stacks the samples of one embodiment."""
+        action = np.stack([one.chunk.action for one in loaded])
+        mask = np.stack([one.chunk.mask for one in loaded])
+        state = np.stack([one.chunk.state for one in loaded])
+        rows: list[dict[str, Any]] = [one.drawn.source.clips.row(one.clip) for one in loaded]
+        return Group(
+            embodiment=loaded[0].drawn.source.embodiment.name,
+            images=torch.stack([self._views(one) for one in loaded]),
+            text=tuple(str(row["text"]) for row in rows),
+            state=torch.from_numpy(state),
+            state_known=torch.full((len(loaded),), state.shape[1] > 0),
+            action=torch.from_numpy(action),
+            mask=torch.from_numpy(np.broadcast_to(mask[..., None], action.shape).copy()),
+            weight=torch.ones(len(loaded)),
+            source=tuple(one.drawn.source.name for one in loaded),
+            tier=tuple(one.drawn.source.tier for one in loaded),
+            key=tuple(str(row["key"]) for row in rows),
+            position=torch.tensor([one.drawn.position for one in loaded]),
+            label=tuple(one.drawn.source.label_of(one.clip) for one in loaded),
+            replaced=tuple(one.replaced for one in loaded),
+        )
+
+    def _views(self, one: Loaded) -> Tensor:
+        """Returns the views of a sample, uint8 [V, H, W, 3], varied in training."""
+        views = torch.from_numpy(np.ascontiguousarray(one.image))[None]
+        if self.split != "train":
+            return views
+        return augment(views, self.spec.augment, self.spec.seed, one.drawn.position)
 
 
 def open_mixture(

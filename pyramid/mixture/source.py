@@ -1,29 +1,32 @@
-"""One source of a mixture, opened: its items, their pictures, their actions, its statistics.
+"""One source of a mixture, opened: its items, their pictures and their actions.
 
-Which item comes when is left to `pyramid.mixture.schedule`.
+An item is a time step of a clip at which a chunk of actions starts. Opening reads indexes only; shards and labels are
+read when an item of theirs is drawn. Statistics are left to `pyramid.mixture.statistics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pyramid import files
 from pyramid.errors import DataError
-from pyramid.labels.table import LabelRun
+from pyramid.mixture.cache import ShardCache
+from pyramid.mixture.clips import ClipCache
+from pyramid.mixture.index import ClipIndex
+from pyramid.mixture.labelled import Labels
+from pyramid.mixture.order import ItemOrder
 from pyramid.mixture.spec import MixtureSpec
-from pyramid.normalize import Normalizer, fit_normalizer
-from pyramid.shards.frames import ClipFrames
-from pyramid.shards.reader import ShardSet
+from pyramid.mixture.weights import Size
+from pyramid.shards.ahead import ReadAhead
+from pyramid.shards.reader import Sample, ShardSet
 from pyramid.types import Embodiment, Split
 
-_LABEL_COLUMN = {"pseudo": "action", "latent": "latent"}
+_GOP = 12
 
 
 @dataclass(frozen=True)
@@ -31,220 +34,227 @@ class Chunk:
     """What one item teaches."""
 
     action: NDArray[np.float32]
-    """float32 [H, D], physical units; rows past the end are 0."""
+    """float32 [H, D], physical units; rows past the end or that the filter refuses are 0."""
     mask: NDArray[np.bool_]
-    """bool [H]: False past the end of the clip."""
+    """bool [H]: False past the end of the clip, and where the filter refuses a label."""
     state: NDArray[np.float32]
     """float32 [S], physical units; S = 0 without proprioception."""
 
 
 class Source:
-    """A shard folder seen in one way: measured actions, pseudo-actions or latent actions.
-
-    An item is a time step of a clip at which a chunk of actions starts.
+    """Shard folders seen in one way: measured actions, pseudo-actions or latent actions.
 
     Raises:
         DataError: no clips of the split, no actions, or labels that do not fit the shards; the source is named.
     """
 
     def __init__(
-        self, name: str, tier: str, mixture: MixtureSpec, *, split: Split, cache_mb: int, size_px: int
+        self,
+        name: str,
+        tier: str,
+        mixture: MixtureSpec,
+        *,
+        split: Split,
+        cache_mb: float,
+        size_px: int,
+        opened: dict[str, ShardSet],
     ) -> None:
         spec = mixture.tiers[tier].sources[name]
         self.name, self.tier, self.spec = name, tier, spec
-        self.shards = ShardSet.open(mixture.path(spec.shards))
-        self.rows = [i for i, row in enumerate(self.shards.rows) if row["split"] == split]
-        if not self.rows:
-            raise DataError(f"source '{name}': no clip of split '{split}' in '{self.shards.folder}'")
-        self.frames = ClipFrames([(self.shards, i) for i in self.rows], size_px=size_px, cache_mb=cache_mb)
-        self.labels = LabelRun.open(mixture.path(spec.labels), self.shards) if spec.labels else None
-        # Per clip: the frame and the values of each step at which a chunk may start.
-        self._steps: list[NDArray[np.int32]]
-        self._values: list[NDArray[np.float32]]
-        self._states: list[NDArray[np.float32]]
-        if self.labels is None:
-            self._read_actions()
+        folders = [mixture.path(folder) for folder in spec.folders()]
+        self.clips = ClipIndex(
+            name, folders, spec.filter, split=split, with_actions=spec.use == "action", opened=opened
+        )
+        self.labels: Labels | None = None
+        if spec.use == "action":
+            self._sizes = self.clips.column("frames").astype(np.int64)
         else:
-            self._read_labels(self.labels)
-        sizes = [len(steps) for steps in self._steps]
-        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        if not self._first[-1]:
-            raise DataError(f"source '{name}': none of its {len(self.rows)} clips holds an action to learn from")
+            runs = [mixture.path(run) for run in spec.runs()]
+            self.labels = Labels(name, self.clips, runs, use=spec.use, spec=spec.filter)
+            self._sizes = self.labels.sizes
+        self._ends = np.cumsum(self._sizes)
         self.embodiment = self._embodiment(mixture.horizon)
+        by_shard = np.bincount(self.clips.shard_numbers(), weights=self._sizes).astype(np.int64)
+        self.order = ItemOrder(mixture.seed, name, by_shard, window=mixture.window_shards)
+        gops = [shards.metadata.get("config", {}).get("gop", _GOP) for shards in self.clips.shard_sets]
+        self.cache = ClipCache(size_px=size_px, cache_mb=cache_mb, gop=max(gops))
+        self._shard_cache = ShardCache(mixture.shard_cache_mb) if mixture.shard_cache_mb else None
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._ends[-1])
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Digest of the clips and labels."""
-        labels = str(self.labels.metadata.get("labeler_digest", "")) if self.labels else ""
-        return files.digest([self.shards.digest, labels])
+        """Digest of the clips, the labels, and of which of them are drawn."""
+        clips = [self.clips.table["key"].to_pylist(), self.clips.table["sha256"].to_pylist()]
+        return files.digest([clips, self.labels.digest if self.labels else ""])
 
     @property
     def n_frames(self) -> int:
-        """Frames in all clips of the split."""
-        return sum(self.shards.rows[i]["frames"] for i in self.rows)
+        """Frames in all clips that are drawn from."""
+        return int(self.clips.column("frames").sum())
 
     @property
     def hours(self) -> float:
-        """Length of all clips of the split."""
-        return float(sum(self.shards.rows[i]["duration_s"] for i in self.rows)) / 3600
+        """Length of all clips that are drawn from."""
+        return float(self.clips.column("duration_s").sum()) / 3600
 
-    def _read_actions(self) -> None:
-        kept = [i for i in self.rows if self.shards.rows[i]["action_dim"]]
-        if not kept:
-            raise DataError(f"source '{self.name}': no clip in '{self.shards.folder}' has measured actions")
-        samples = {i: self.shards.read(i) for i in kept}
-        width = {s.action.shape[1] for s in samples.values() if s.action is not None}
-        if len(width) > 1:
-            raise DataError(f"source '{self.name}': actions of {sorted(width)} dimensions in one shard folder")
-        empty = np.zeros((0, 0), np.float32)
-        self._values = [_array(samples[i].action) if i in samples else empty for i in self.rows]
-        self._states = [_array(samples[i].state) if i in samples else empty for i in self.rows]
-        self._steps = [np.arange(len(values), dtype=np.int32) for values in self._values]
-
-    def _read_labels(self, run: LabelRun) -> None:
-        column = _LABEL_COLUMN[self.spec.use]
-        tables = pa.concat_tables([run.table(shard) for shard in self.shards.shards])
-        needed = [column, "codes"] if self.spec.use == "latent" else [column]
-        if missing := [name for name in needed if name not in tables.column_names]:
-            use = self.spec.use
-            raise DataError(f"source '{self.name}': '{run.folder}' has no column '{missing[0]}' for use: {use}")
-        keys = tables["key"].to_pylist()
-        frames = tables["frame"].to_numpy().astype(np.int32)
-        values = _matrix(tables[column], f"source '{self.name}', column '{column}'")
-        self.gap_s = float(tables["gap_s"][0].as_py()) if len(keys) else 0.0
-        self._tokens = len(tables["codes"][0].as_py() or [1]) if self.spec.use == "latent" and len(keys) else 1
-        spans = _spans(keys)
-        none = (0, 0)
-        span = [spans.get(self.shards.rows[i]["key"], none) for i in self.rows]
-        if keys and not self.gap_s > 0:
-            raise DataError(f"source '{self.name}': '{run.folder}' has a gap_s of {self.gap_s}; label again")
-        for i, (a, b) in zip(self.rows, span, strict=True):
-            if b > a and not 0 <= frames[a:b].min() <= frames[a:b].max() < self.shards.rows[i]["frames"]:
-                key = self.shards.rows[i]["key"]
-                raise DataError(f"source '{self.name}': '{run.folder}' labels frames that clip {key} does not have")
-        self._steps = [frames[a:b] for a, b in span]
-        self._values = [values[a:b] for a, b in span]
-        self._states = [np.zeros((b - a, 0), np.float32) for a, b in span]
+    @cached_property
+    def size(self) -> Size:
+        """What the source holds, and what a sample of it spans."""
+        body, rate = self.embodiment, float(np.median(self.clips.column("rate_hz")))
+        seconds = (1 if body.label == "latent" else body.horizon) / body.rate_hz
+        return Size(len(self), seconds * rate, seconds)
 
     def _embodiment(self, horizon: int) -> Embodiment:
-        bodies = sorted({self.shards.rows[i]["embodiment"] for i in self.rows})
         suffix = "" if self.spec.use == "action" else f"_{self.spec.use}"
-        name = self.spec.embodiment or "_".join(bodies) + suffix
-        width = next(values.shape[1] for values in self._values if len(values))
+        name = self.spec.embodiment or "_".join(self.clips.distinct("embodiment")) + suffix
+        if self.labels is None:
+            return self._measured(name, horizon)
+        table = self.labels.first_table()
+        column = table["latent" if self.spec.use == "latent" else "action"]
+        width = len(column[0].as_py())
         if self.spec.use == "latent":
+            tokens, gap_s = len(table["codes"][0].as_py() or [1]), float(table["gap_s"][0].as_py())
             return Embodiment(
-                name=name,
-                state_dim=0,
-                action_dim=width // self._tokens,
-                horizon=self._tokens,
-                rate_hz=1 / self.gap_s,
-                label="latent",
+                name=name, state_dim=0, action_dim=width // tokens, horizon=tokens, rate_hz=1 / gap_s, label="latent"
             )
-        state = next(states.shape[1] for states in self._states if len(states))
-        rates = sorted({self.shards.rows[i]["rate_hz"] for i in self.rows})
         # Pseudo-actions come at the rate of the model that made them.
-        rate = rates[0] if self.labels is None else self._label_rate(rates[0])
-        if self.labels is None and len(rates) > 1:
-            raise DataError(f"source '{self.name}': actions at {rates[0]} and {rates[-1]} Hz in one shard folder")
-        label = "action" if self.labels is None else "pseudo"
+        rate = float(self.labels.metadata.get("config", {}).get("rate_hz", self.clips.distinct("rate_hz")[0]))
+        return Embodiment(name=name, state_dim=0, action_dim=width, horizon=horizon, rate_hz=rate, label="pseudo")
+
+    def _measured(self, name: str, horizon: int) -> Embodiment:
+        sizes = {column: self.clips.distinct(column) for column in ("action_dim", "state_dim", "rate_hz")}
+        for column, found in sizes.items():
+            if len(found) > 1:
+                raise DataError(
+                    f"source '{self.name}': {column} is {found[0]} in one clip and {found[-1]} in another; "
+                    "make a source of each"
+                )
         return Embodiment(
             name=name,
-            state_dim=state,
-            action_dim=width,
+            state_dim=int(sizes["state_dim"][0]),
+            action_dim=int(sizes["action_dim"][0]),
             horizon=horizon,
-            rate_hz=rate,
-            label=label,  # type: ignore[arg-type]
+            rate_hz=float(sizes["rate_hz"][0]),
+            label="action",
         )
 
-    def _label_rate(self, default: float) -> float:
-        assert self.labels is not None  # noqa: S101
-        return float(self.labels.metadata.get("config", {}).get("rate_hz", default))
+    def label_of(self, clip: int) -> str:
+        """Returns where a clip's actions come from: ``action``, or the folder of its label run."""
+        return "action" if self.labels is None else self.labels.runs[int(self.clips.part[clip])]
 
     def locate(self, item: int) -> tuple[int, int]:
-        """Returns an item's clip (number among the split's clips) and its step in that clip."""
-        clip = int(np.searchsorted(self._first, item, side="right")) - 1
-        return clip, item - int(self._first[clip])
+        """Returns an item's clip and its step in that clip."""
+        clip = int(np.searchsorted(self._ends, item, side="right"))
+        return clip, item - int(self._ends[clip] - self._sizes[clip])
 
-    def row(self, clip: int) -> dict[str, Any]:
-        """Returns the index row of a clip."""
-        return self.shards.rows[self.rows[clip]]
+    def enter(self, rank: int) -> None:
+        """Makes ready for the source's ``rank``-th sample: drops what is past, begins to fetch what comes."""
+        epoch, window, _ = self.order.locate(rank)
+        if self.cache.enter((epoch, window)) and self._shard_cache is not None:
+            coming = [*self.order.shards_of(epoch, window), *self.order.shards_of(epoch, window + 1)]
+            self._shard_cache.ahead(self._shard_facts(shard) for shard in coming if self._is_remote)
+
+    @cached_property
+    def _is_remote(self) -> bool:
+        return any(files.is_remote(shards.folder) for shards in self.clips.shard_sets)
+
+    @cached_property
+    def _first_clips(self) -> NDArray[np.int64]:
+        return np.unique(self.clips.shard_numbers(), return_index=True)[1].astype(np.int64)
+
+    def _shard_facts(self, shard: int) -> tuple[str, str, int]:
+        return self._shard_of(int(self._first_clips[shard]))
+
+    def sample(self, clip: int) -> Sample:
+        """Reads a clip.
+
+        Raises:
+            DataError: it is not what the index says.
+        """
+        found = self.cache.find(clip)
+        if found is None:
+            shards, number = self.clips.shard_sets[int(self.clips.part[clip])], int(self.clips.number[clip])
+            through = self._shard_cache if files.is_remote(shards.folder) else None
+            found = shards.read(number, fetch=through.read if through else None)
+            self.cache.put(clip, found)
+        return found
 
     def image(self, clip: int, step: int) -> NDArray[np.uint8]:
         """Returns the frame at which a chunk starts, uint8 [H, W, 3], RGB."""
-        pixels = self.frames.frames(clip, [int(self._steps[clip][step])])[0]
-        return np.asarray(pixels.permute(1, 2, 0).numpy())
+        frame = step if self.labels is None else self.labels.frame(clip, step)
+        return self.cache.frame(clip, self.sample(clip), frame)
 
     def chunk(self, clip: int, step: int) -> Chunk:
-        """Returns what is to be learned at a step."""
+        """Returns what is to be learned at a step.
+
+        Raises:
+            DataError: the actions are not finite or of another width than the source's.
+        """
+        body, state = self.embodiment, np.zeros(0, np.float32)
+        if self.labels is not None:
+            values, ok = self.labels.values(clip, step, 1 if body.label == "latent" else body.horizon)
+            if body.label == "latent":
+                return Chunk(values[0].reshape(body.horizon, body.action_dim), np.ones(body.horizon, bool), state)
+        else:
+            values, state = self._measured_values(clip, step)
+            ok = np.ones(len(values), bool)
+        action, mask = np.zeros((body.horizon, body.action_dim), np.float32), np.zeros(body.horizon, bool)
+        action[: len(values)] = np.where(ok[:, None], values, 0)
+        mask[: len(values)] = ok
+        return Chunk(action, mask, state)
+
+    def _measured_values(self, clip: int, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        sample, body = self.sample(clip), self.embodiment
+        if sample.action is None or sample.action.shape[1] != body.action_dim:
+            raise DataError(f"source '{self.name}': clip {sample.key} has no actions of {body.action_dim} dimensions")
+        values = np.asarray(sample.action[step : step + body.horizon], np.float32)
+        state = np.zeros(0, np.float32) if sample.state is None else np.asarray(sample.state[step], np.float32)
+        if state.shape != (body.state_dim,) or not np.isfinite(values).all() or not np.isfinite(state).all():
+            raise DataError(
+                f"source '{self.name}': clip {sample.key} has actions or states that are not finite numbers"
+            )
+        return values, state
+
+    def rows(self, clip: int, ahead: ReadAhead) -> dict[str, NDArray[np.float32]] | None:
+        """Returns all rows of a clip that are drawn, for statistics: ``action`` [N, D] and, if known, ``state`` [N, S].
+
+        The tokens of latent actions count as rows. None for a clip without any.
+
+        Raises:
+            DataError: the clip is not what the index says.
+        """
         body = self.embodiment
-        values = self._values[clip]
-        if body.label == "latent":
-            latent = values[step].reshape(body.horizon, body.action_dim)
-            return Chunk(latent, np.ones(body.horizon, bool), self._states[clip][step])
-        rows = values[step : step + body.horizon]
-        action = np.zeros((body.horizon, body.action_dim), np.float32)
-        action[: len(rows)] = rows
-        return Chunk(action, np.arange(body.horizon) < len(rows), self._states[clip][step])
+        if self.labels is not None:
+            if not self._sizes[clip]:
+                return None
+            values, ok = self.labels.values(clip, 0, 2**31)
+            return {"action": values[ok].reshape(-1, body.action_dim)}
+        shards = self.clips.shard_sets[int(self.clips.part[clip])]
+        sample = shards.read(int(self.clips.number[clip]), ahead)
+        if sample.action is None or sample.action.shape[1] != body.action_dim:
+            raise DataError(f"source '{self.name}': clip {sample.key} has no actions of {body.action_dim} dimensions")
+        state = {} if sample.state is None or not body.state_dim else {"state": np.asarray(sample.state, np.float32)}
+        return {"action": np.asarray(sample.action, np.float32), **state}
 
-    @cached_property
-    def action_rows(self) -> NDArray[np.float32]:
-        """All actions, float32 [N, D], for statistics; the tokens of latent actions count as rows."""
-        rows = np.concatenate([values for values in self._values if len(values)])
-        return rows.reshape(-1, self.embodiment.action_dim)
+    def check_shard(self, clip: int) -> None:
+        """Refuses to go on when the shard of a clip is gone or was replaced.
 
-    @cached_property
-    def state_rows(self) -> NDArray[np.float32]:
-        """All states, float32 [N, S]."""
-        return np.concatenate([states for states in self._states if len(states)])
+        Raises:
+            DataError: the shard is named.
+        """
+        url, _, size = self._shard_of(clip)
+        try:
+            now = files.size_bytes(url)
+        except DataError as error:
+            raise DataError(f"source '{self.name}': the shard '{url}' vanished during the run") from error
+        if now != size:
+            raise DataError(
+                f"source '{self.name}': the shard '{url}' changed during the run: {now} bytes, its index says {size}"
+            )
 
-
-def _array(values: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    return np.zeros((0, 0), np.float32) if values is None else np.asarray(values, np.float32)
-
-
-def _matrix(column: pa.ChunkedArray, where: str) -> NDArray[np.float32]:
-    array = column.combine_chunks()
-    flat: NDArray[np.float32] = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    if len(array) == 0:
-        return np.zeros((0, 1), np.float32)
-    if len(flat) % len(array) or not np.isfinite(flat).all():
-        raise DataError(f"{where}: rows of different lengths, or values that are not finite")
-    matrix: NDArray[np.float32] = flat.reshape(len(array), -1)
-    return matrix
-
-
-def _spans(keys: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Returns first and last row of each key; the rows of a key stand together."""
-    spans: dict[str, tuple[int, int]] = {}
-    for i, key in enumerate(keys):
-        start, _ = spans.get(key, (i, i))
-        spans[key] = (start, i + 1)
-    return spans
-
-
-def statistics(sources: Sequence[Source]) -> dict[str, dict[str, Normalizer]]:
-    """Fits the normalisers of every embodiment on all of its sources' rows, pooled.
-
-    Actions and states are mapped by their 1 % and 99 % quantiles, latent actions to zero mean and unit spread.
-
-    Raises:
-        DataError: two sources of one embodiment differ in sizes.
-    """
-    found: dict[str, dict[str, Normalizer]] = {}
-    for name in dict.fromkeys(source.embodiment.name for source in sources):
-        members = [source for source in sources if source.embodiment.name == name]
-        first = members[0].embodiment
-        for source in members[1:]:
-            if source.embodiment != first:
-                raise DataError(
-                    f"embodiment '{name}': source '{members[0].name}' says {first.to_dict()}, "
-                    f"source '{source.name}' says {source.embodiment.to_dict()}; give them different embodiments"
-                )
-        kind = "mean_std" if first.label == "latent" else "q01_q99"
-        found[name] = {"action": fit_normalizer(np.concatenate([s.action_rows for s in members]), kind)}  # type: ignore[arg-type]
-        if first.state_dim:
-            found[name]["state"] = fit_normalizer(np.concatenate([s.state_rows for s in members]), "q01_q99")
-    return found
+    def _shard_of(self, clip: int) -> tuple[str, str, int]:
+        row: dict[str, Any] = self.clips.row(clip)
+        folder = self.clips.shard_sets[int(self.clips.part[clip])].folder
+        return files.join(folder, row["shard"]), row["shard_sha256"], row["shard_bytes"]

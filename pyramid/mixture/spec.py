@@ -1,47 +1,139 @@
 """The mixture file: tiers, sources, weights; checked when it is read, before anything is opened.
 
-What the shares mean for the order of samples is left to `pyramid.mixture.schedule`.
+What the weights mean in samples is left to `pyramid.mixture.weights`, the order to `pyramid.mixture.schedule`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from pyramid import files
-from pyramid.config import from_dict, load_config_file
+from pyramid.config import from_dict
 from pyramid.errors import ConfigError, nearest
+from pyramid.mixture.augment import AugmentSpec
+from pyramid.mixture.extend import load_extended
 from pyramid.types import NAME_PATTERN, TIERS
 
 Use = Literal["action", "pseudo", "latent"]
+Unit = Literal["samples", "frames", "hours"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSpec:
+    """Which clips and which labelled steps of a source are drawn; what a default leaves alone is not looked at."""
+
+    split: str = ""
+    """Train on the clips of this split of the index; empty takes the split that is asked for."""
+    embodiment: str = ""
+    """Only clips of this embodiment; empty takes any."""
+    text: str = ""
+    """Regular expression that a clip's text must contain; empty takes any."""
+    has_text: bool = False
+    """Only clips with a text."""
+    max_static_share: float = math.inf
+    """Largest share of a clip's frames that stand still, 0 to 1, from the index."""
+    max_camera_px: float = math.inf
+    """Largest camera motion of a clip, pixels per frame, from the index."""
+    without_notes: list[str] = field(default_factory=list)
+    """Only clips that bear none of these notes in the index."""
+    max_action_std: float = math.inf
+    """Only pseudo-actions whose votes agree: largest standard deviation of any dimension, physical units."""
+    min_votes: int = 0
+    """Only pseudo-actions from at least this many votes."""
+    min_recon_gain: float = -math.inf
+    """Only latent actions that help the reconstruction at least this much."""
+    without_flags: int = 0
+    """Only labels that bear none of these flags; the sum of their bits."""
+
+    def __post_init__(self) -> None:
+        """Refuses patterns that are none and bounds that are no numbers."""
+        try:
+            re.compile(self.text)
+        except re.error as error:
+            raise ValueError(f"text '{self.text}' is no regular expression: {error}") from error
+        for name in ("max_static_share", "max_camera_px", "max_action_std", "min_recon_gain"):
+            if math.isnan(getattr(self, name)):
+                raise ValueError(f"{name} must be a number, got nan")
+        if self.min_votes < 0 or self.without_flags < 0:
+            raise ValueError("min_votes and without_flags must be at least 0")
+
+    def label_bounds(self) -> list[str]:
+        """Returns the names of the bounds on labels that are set."""
+        names = ("max_action_std", "min_votes", "min_recon_gain", "without_flags")
+        return [name for name in names if getattr(self, name) != getattr(FilterSpec, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
-    """One shard folder, seen in one way."""
+    """One shard folder or more, seen in one way."""
 
-    shards: str
-    """Shard folder; relative to the mixture file."""
+    shards: str | list[str]
+    """Shard folder or folders; relative to the mixture file."""
     use: Use
     """What is learned from it: measured actions, an IDM's pseudo-actions, or a LAM's latent actions."""
-    labels: str = ""
-    """Folder of the label run for pseudo and latent; relative to the mixture file."""
+    labels: str | list[str] = ""
+    """Folder of the label run for pseudo and latent, one for each shard folder; relative to the mixture file."""
     weight: float = 1.0
-    """Share within its tier, relative to the tier's other sources."""
+    """Share within its tier, relative to the tier's other sources, in the mixture's unit."""
     embodiment: str = ""
     """Slot of the policy, [a-z0-9_]+; empty takes the clips' own, with _pseudo or _latent."""
+    filter: FilterSpec = field(default_factory=FilterSpec)
+    """Which of its clips and labels are drawn."""
 
     def __post_init__(self) -> None:
         """Refuses weights that are no shares, and labels that do not go with the use."""
         _check_weight(self.weight)
-        if (self.use == "action") != (self.labels == ""):
+        if (self.use == "action") != (not self.runs()):
             raise ValueError(f"use: {self.use} goes {'without' if self.use == 'action' else 'with'} a label run")
+        if not self.folders() or (self.runs() and len(self.runs()) != len(self.folders())):
+            raise ValueError(
+                f"{len(self.runs())} label runs for {len(self.folders())} shard folders; name one for each"
+            )
+        if self.use == "action" and self.filter.label_bounds():
+            raise ValueError(f"filter.{self.filter.label_bounds()[0]} is for labels, and use: action has none")
         if self.embodiment and not NAME_PATTERN.fullmatch(self.embodiment):
             raise ValueError(f"embodiment '{self.embodiment}': use a-z, 0-9 and _")
+
+    def folders(self) -> list[str]:
+        """Returns the shard folders as they are written."""
+        return [self.shards] if isinstance(self.shards, str) else list(self.shards)
+
+    def runs(self) -> list[str]:
+        """Returns the label runs as they are written, one for each shard folder; none for measured actions."""
+        return [run for run in ([self.labels] if isinstance(self.labels, str) else self.labels) if run]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeSpec:
+    """Weights that change during the training; what it does not name stays."""
+
+    step: int
+    """Step at which the change begins, at least 1."""
+    tiers: dict[str, float] = field(default_factory=dict)
+    """New weights of tiers."""
+    sources: dict[str, float] = field(default_factory=dict)
+    """New weights of sources within their tiers."""
+    over: int = 0
+    """Steps until the new weights are reached; 0 changes at once."""
+    shape: Literal["linear", "cosine"] = "linear"
+    """How the weights go over into the new ones."""
+    pieces: int = 16
+    """Pieces of constant weights that the way is made of, at least 1."""
+
+    def __post_init__(self) -> None:
+        """Refuses weights that are none, and changes of nothing."""
+        for weight in (*self.tiers.values(), *self.sources.values()):
+            _check_weight(weight)
+        if not self.tiers and not self.sources:
+            raise ValueError("a change names tiers or sources with their new weights")
+        if self.step < 1 or self.over < 0 or self.pieces < 1:
+            raise ValueError("a change needs step >= 1, over >= 0 and pieces >= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +158,32 @@ class MixtureSpec:
 
     tiers: dict[str, TierSpec]
     """Levels by name: base, middle, top."""
-    unit: Literal["samples"] = "samples"
-    """What the weights count: training samples."""
+    unit: Unit = "samples"
+    """What the weights count: training samples, frames that the samples span, or hours that they span."""
+    alpha: float = 0.0
+    """Temperature: within a tier, weights are multiplied by size ** alpha, size in the unit; 0 leaves them."""
+    max_epochs: float = 0.0
+    """How often any source is repeated at most within ``budget_samples`` (UniMax); 0 sets no cap."""
+    budget_samples: int = 0
+    """Samples for which ``max_epochs`` holds: steps times batch size of the training."""
+    schedule: list[ChangeSpec] = field(default_factory=list)
+    """Changes of the weights, in order of their steps."""
+    schedule_batch: int = 0
+    """Samples of a step in ``schedule``: the training's batch size over all ranks; needed with a schedule."""
     horizon: int = 8
     """Steps of an action chunk."""
     seed: int = 0
     """Decides the order within each source."""
     cache_mb: int = 512
-    """Bound of the decoded frames kept in memory, MiB, over all sources."""
+    """Bound of the decoded frames kept in memory, MiB, over all sources and for each worker."""
+    shard_cache_mb: int = 0
+    """Bound of remote shards kept on the local disk, MiB; 0 reads from the store sample by sample."""
+    window_shards: int = 64
+    """Shards whose samples are shuffled among each other; the shards themselves are shuffled first."""
+    max_bad_share: float = 0.01
+    """Share of samples that may turn out unreadable during a run; they are replaced and counted, more stop it."""
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    """How training pictures are varied."""
     folder: str = field(default="", metadata={"internal": True})
     """Where the file lies; set when it is read."""
 
@@ -88,26 +198,75 @@ class MixtureSpec:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the source '{twice[0]}' stands in two tiers; names are unique in a mixture")
-        if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+        least = {"horizon": 1, "window_shards": 1, "cache_mb": 0, "shard_cache_mb": 0, "budget_samples": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 <= self.max_bad_share < 1:
+            raise ValueError(f"max_bad_share must be in [0, 1), got {self.max_bad_share}")
+        if not 0 <= self.alpha <= 2:
+            raise ValueError(f"alpha must be in [0, 2], got {self.alpha}")
+        if not 0 <= self.max_epochs < math.inf or (self.max_epochs > 0) != (self.budget_samples > 0):
+            raise ValueError("max_epochs, above 0, and budget_samples go together: how often within how many samples")
+        self._check_schedule(names)
+
+    def _check_schedule(self, sources: list[str]) -> None:
+        if (self.schedule_batch > 0) != bool(self.schedule):
+            raise ValueError("a schedule counts steps: schedule_batch, the samples of a step, goes with it")
+        for change in self.schedule:
+            for name, known in (
+                *((n, list(self.tiers)) for n in change.tiers),
+                *((n, sources) for n in change.sources),
+            ):
+                if name not in known:
+                    raise ValueError(f"schedule: '{name}' is not in the mixture{nearest(name, known)}")
+        ends = [0, *(change.step + change.over for change in self.schedule)]
+        for change, end in zip(self.schedule, ends, strict=False):
+            if change.step < max(end, 1):
+                raise ValueError(
+                    f"schedule: the change at step {change.step} begins before the last one ends, at {end}"
+                )
+        for weights in self.weights():
+            if not any(self.flat(weights).values()):
+                raise ValueError("the schedule leaves no source with a weight above 0")
+
+    def weights(self) -> list[dict[str, Fraction]]:
+        """Returns the weights as written, first and after each change: by ``tier`` and by ``tier/source``."""
+        now = {tier: Fraction(str(t.weight)) for tier, t in self.tiers.items()}
+        tier_of = {name: tier for tier, t in self.tiers.items() for name in t.sources}
+        now |= {f"{t}/{name}": Fraction(str(self.tiers[t].sources[name].weight)) for name, t in tier_of.items()}
+        found = [now]
+        for change in self.schedule:
+            changed = {tier: Fraction(str(w)) for tier, w in change.tiers.items()}
+            changed |= {f"{tier_of[name]}/{name}": Fraction(str(w)) for name, w in change.sources.items()}
+            found.append(found[-1] | changed)
+        return found
+
+    def flat(self, weights: Mapping[str, Fraction]) -> dict[str, Fraction]:
+        """Returns the shares that weights by tier and source give, of all sources, in the mixture's unit."""
+        inner = {t: sum(weights[f"{t}/{name}"] for name in spec.sources) for t, spec in self.tiers.items()}
+        total = sum(weights[tier] for tier in self.tiers if inner[tier])
+        return {
+            name: weights[tier] * weights[f"{tier}/{name}"] / inner[tier] / total
+            if inner[tier] and total
+            else Fraction()
+            for tier in TIERS
+            if tier in self.tiers
+            for name in self.tiers[tier].sources
+        }
 
     def sources(self) -> Iterator[tuple[str, str, SourceSpec]]:
-        """Yields ``(tier, name, source)`` of all sources with a share, base first."""
+        """Yields ``(tier, name, source)`` of all sources that have a share at some time, base first."""
+        drawn = {name for weights in self.weights() for name, share in self.flat(weights).items() if share}
         for tier in TIERS:
-            if tier in self.tiers and self.tiers[tier].weight > 0:
-                for name, source in self.tiers[tier].sources.items():
-                    if source.weight > 0:
-                        yield tier, name, source
+            for name, source in self.tiers[tier].sources.items() if tier in self.tiers else ():
+                if name in drawn:
+                    yield tier, name, source
 
     def shares(self) -> dict[str, Fraction]:
-        """Returns each source's exact share of all samples; they sum to 1."""
-        tiers = {t: Fraction(str(s.weight)) for t, s in self.tiers.items()}
-        total = sum(tiers.values())
-        shares = {}
-        for tier, name, source in self.sources():
-            inner = sum(Fraction(str(s.weight)) for s in self.tiers[tier].sources.values())
-            shares[name] = tiers[tier] / total * Fraction(str(source.weight)) / inner
-        return shares
+        """Returns each source's exact share at the start, in the mixture's unit; they sum to 1."""
+        flat = self.flat(self.weights()[0])
+        return {name: flat[name] for _, name, _ in self.sources()}
 
     def path(self, place: str) -> str:
         """Returns a path of the mixture file, taken relative to the file."""
@@ -127,7 +286,7 @@ def read_mixture(path: str) -> MixtureSpec:
     Raises:
         ConfigError: not there, not YAML, an unknown key, or weights that make no mixture.
     """
-    data, origin = load_config_file(path)
+    data, origin = load_extended(path)
     if "folder" in data:
         raise ConfigError(f"{origin}: unknown key 'folder'")
     if "tiers" not in data:
@@ -136,9 +295,42 @@ def read_mixture(path: str) -> MixtureSpec:
     return from_dict(MixtureSpec, {**data, "folder": folder}, origin)
 
 
+def with_weights(spec: MixtureSpec, weights: Mapping[str, float]) -> MixtureSpec:
+    """Returns the mixture with other shares of samples, without the temperature, caps and schedule of the first.
+
+    Args:
+        spec: a mixture.
+        weights: share of samples by source, relative to each other, rounded to 1e-9; what is not named gets none.
+
+    Raises:
+        ConfigError: a name that the mixture does not have, or weights that are none.
+    """
+    names = [name for tier in spec.tiers.values() for name in tier.sources]
+    for name, weight in weights.items():
+        if name not in names:
+            raise ConfigError(f"no source '{name}' in the mixture{nearest(name, names)}; it has {', '.join(names)}")
+        if not math.isfinite(weight) or weight < 0:
+            raise ConfigError(f"source '{name}': a weight must be a finite number, at least 0, got {weight}")
+    total = sum(weights.values())
+    if total <= 0:
+        raise ConfigError("a mixture needs a source with a weight above 0")
+    share = {name: round(weights.get(name, 0.0) / total, 9) for name in names}
+    tiers = {}
+    for tier, old in spec.tiers.items():
+        inner = round(sum(share[name] for name in old.sources), 9)
+        # A tier without a share keeps its weights: nothing of it is drawn.
+        sources = {n: replace(s, weight=share[n]) if inner else s for n, s in old.sources.items()}
+        tiers[tier] = replace(old, weight=inner, sources=sources)
+    plain: dict[str, Any] = {"unit": "samples", "alpha": 0.0, "max_epochs": 0.0, "budget_samples": 0}
+    return replace(spec, tiers=tiers, schedule=[], schedule_batch=0, **plain)
+
+
+_DECIDES_NOTHING = ("folder", "cache_mb", "shard_cache_mb", "max_bad_share")
+
+
 def describe(spec: MixtureSpec) -> dict[str, Any]:
     """Returns what of a spec decides the batches, without where the file lies."""
     from pyramid.config import to_dict
 
     data = to_dict(spec)
-    return {key: value for key, value in data.items() if key not in ("folder", "cache_mb")}
+    return {key: value for key, value in data.items() if key not in _DECIDES_NOTHING}

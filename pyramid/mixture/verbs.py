@@ -1,14 +1,18 @@
-"""The verbs ``mix show`` and ``mix simulate``: look at a mixture, and prove its shares before a run."""
+"""The verbs ``mix show``, ``mix what-if`` and ``mix simulate``: look at a mixture, try another, prove its shares."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
-from pyramid.errors import ConfigError
-from pyramid.mixture.batch import open_mixture
+from pyramid.errors import ConfigError, nearest
+from pyramid.mixture.batch import MixtureStream, open_mixture
 from pyramid.mixture.schedule import Schedule
-from pyramid.mixture.spec import read_mixture
+from pyramid.mixture.spec import MixtureSpec, read_mixture
+from pyramid.mixture.statistics import embodiment_statistics
+from pyramid.mixture.weights import ledger, needs_sizes
 from pyramid.table import format_table
 
 _PER = 100_000
@@ -21,25 +25,39 @@ class MixShowResult:
     unit: str
     """What the weights count."""
     sources: list[dict[str, Any]] = field(default_factory=list)
-    """Per source: tier, name, use, embodiment, clips, frames, hours, items, share, epochs per 100k samples."""
+    """Per source: tier, name, use, embodiment, label runs, clips, frames, hours, items, weights and share, epochs."""
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    """Shares of samples of every source and the position from which on they hold."""
+    statistics: list[dict[str, Any]] = field(default_factory=list)
+    """Per embodiment, kind and dimension: mean, std, min, max, q01, q99; empty unless asked for."""
 
     def __repr__(self) -> str:
-        head = ["tier", "source", "use", "embodiment", "clips", "minutes", "items", "share", "epochs / 100k"]
+        head = ["tier", "source", "use", "embodiment", "clips", "minutes", "frames", "items"]
+        head += ["weight", f"of {self.unit}", "share", "epochs / 100k"]
         rows = [
             [
-                s["tier"],
-                s["source"],
-                s["use"],
-                s["embodiment"],
-                s["clips"],
+                *(s[name] for name in ("tier", "source", "use", "embodiment", "clips")),
                 f"{s['hours'] * 60:.1f}",
+                s["frames"],
                 s["items"],
-                f"{s['share']:.1%}",
+                f"{s['tier_weight']:g} x {s['weight']:g}",
+                f"{s['unit_share']:.2%}",
+                f"{s['share']:.2%}",
                 f"{s['epochs_per_100k']:.1f}",
             ]
             for s in self.sources
         ]
-        return format_table(head, rows) + "\n" + draw_pyramid(self.sources)
+        runs = [f"labels of {s['source']}: {run}" for s in self.sources for run in s["labels"]]
+        parts = [format_table(head, rows), draw_pyramid(self.sources), *runs]
+        if len(self.ledger) > 1:
+            names = [s["source"] for s in self.sources]
+            changes = [[p["start"], *(f"{p['shares'][name]:.2%}" for name in names)] for p in self.ledger]
+            parts.append(format_table(["from sample", *names], changes))
+        if self.statistics:
+            columns = list(self.statistics[0])
+            lines = [[v if isinstance(v, str | int) else f"{v:.4g}" for v in s.values()] for s in self.statistics]
+            parts.append(format_table(columns, lines))
+        return "\n".join(parts)
 
 
 def draw_pyramid(sources: list[dict[str, Any]], width: int = 40) -> str:
@@ -63,7 +81,7 @@ class MixSimulateResult:
     target: dict[str, float]
     """Share of each source."""
     max_deviation: float
-    """Largest distance of any source's count from its share at any prefix, samples."""
+    """Largest distance of any source's count from its share at any prefix, from the last change on, samples."""
 
     def __repr__(self) -> str:
         rows = [
@@ -76,30 +94,84 @@ class MixSimulateResult:
         )
 
 
-def mix_show(mixture: str) -> MixShowResult:
+@dataclass(frozen=True, kw_only=True)
+class MixWhatIfResult:
+    """Two mixtures of the same sources side by side."""
+
+    draws: int
+    """Samples of the training that is thought of."""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """Per source: share, epochs and the draw that ends its first epoch, before and with the change."""
+
+    def __repr__(self) -> str:
+        head = ["source", "items", "share", "-> share", "epochs", "-> epochs", "seen once after", "->"]
+        rows = [
+            [
+                s["source"],
+                s["items"],
+                f"{s['share_before']:.2%}",
+                f"{s['share']:.2%}",
+                f"{s['epochs_before']:.2f}",
+                f"{s['epochs']:.2f}",
+                *("never" if s[name] is None else s[name] for name in ("exhausted_before", "exhausted")),
+            ]
+            for s in self.sources
+        ]
+        return f"{format_table(head, rows)}\nin {self.draws} samples"
+
+
+def mix_show(mixture: str, *, statistics: bool = False) -> MixShowResult:
     """Shows what a mixture holds and how often it will be seen.
 
     Args:
         mixture: the mixture file.
+        statistics: also mean, std, min, max, q01 and q99 of every embodiment's actions and states.
     """
     stream = open_mixture(mixture, batch_size=1, image_size=16)
-    shares = stream.spec.shares()
-    rows = [
+    return MixShowResult(
+        unit=stream.spec.unit,
+        sources=_rows(stream),
+        ledger=[
+            {"start": piece.start, "shares": {name: float(share) for name, share in piece.shares.items()}}
+            for piece in stream.plan.ledger
+        ],
+        statistics=_statistics(stream) if statistics else [],
+    )
+
+
+def _rows(stream: MixtureStream) -> list[dict[str, Any]]:
+    shares, in_unit = stream.plan.shares, stream.spec.shares()
+    return [
         {
             "tier": source.tier,
             "source": source.name,
             "use": source.spec.use,
             "embodiment": source.embodiment.name,
-            "clips": len(source.rows),
+            "labels": source.labels.runs if source.labels else [],
+            "clips": len(source.clips),
             "frames": source.n_frames,
             "hours": source.hours,
             "items": len(source),
+            "tier_weight": stream.spec.tiers[source.tier].weight,
+            "weight": source.spec.weight,
+            "unit_share": float(in_unit[source.name]),
             "share": float(shares[source.name]),
-            "epochs_per_100k": float(shares[source.name]) * _PER / len(source),
+            "epochs_per_100k": float(stream.plan.target(_PER)[source.name]) * _PER / len(source),
         }
         for source in stream.sources
     ]
-    return MixShowResult(unit=stream.spec.unit, sources=rows)
+
+
+def _statistics(stream: MixtureStream) -> list[dict[str, Any]]:
+    found = []
+    for name, kinds in embodiment_statistics(stream.sources, stream.typical_shares).items():
+        for kind, summary in kinds.items():
+            low, high = summary.quantile(0.01), summary.quantile(0.99)
+            columns = {"mean": summary.mean, "std": summary.std, "min": summary.low, "max": summary.high}
+            for d in range(len(low)):
+                values = {n: float(column[d]) for n, column in {**columns, "q01": low, "q99": high}.items()}
+                found.append({"embodiment": name, "kind": kind, "dimension": d, **values})
+    return found
 
 
 def mix_simulate(mixture: str, *, draws: int = _PER) -> MixSimulateResult:
@@ -109,13 +181,119 @@ def mix_simulate(mixture: str, *, draws: int = _PER) -> MixSimulateResult:
         mixture: the mixture file.
         draws: samples to draw.
     """
-    if draws < 1:
-        raise ConfigError(f"draws must be at least 1, got {draws}")
-    shares = read_mixture(mixture).shares()
-    plan = Schedule(shares)
+    _check_draws(draws)
+    plan = _plan(read_mixture(mixture))
     return MixSimulateResult(
         draws=draws,
         counts=plan.counts(draws),
-        target={name: float(share) for name, share in shares.items()},
+        target={name: float(share) for name, share in plan.target(draws).items()},
         max_deviation=plan.max_deviation(draws),
     )
+
+
+def _plan(spec: MixtureSpec) -> Schedule:
+    """Returns the schedule; only weights that depend on sizes need the indexes of the shards."""
+    if needs_sizes(spec):
+        return open_mixture(spec, batch_size=1, image_size=16).plan
+    return Schedule(ledger(spec))
+
+
+def mix_what_if(
+    mixture: str,
+    *,
+    weights: Sequence[str] = (),
+    unit: str | None = None,
+    alpha: float | None = None,
+    max_epochs: float | None = None,
+    draws: int = _PER,
+) -> MixWhatIfResult:
+    """Tries other weights: how often every source would repeat, and when it would have been seen once.
+
+    Args:
+        mixture: the mixture file, which stays as it is.
+        weights: new weights of tiers or sources, such as ``robot=0.5``.
+        unit: samples, frames or hours.
+        alpha: temperature within the tiers.
+        max_epochs: cap on repeats within ``draws``.
+        draws: samples of the training that is thought of.
+
+    Raises:
+        ConfigError: a name that the mixture does not have, or weights that make none.
+    """
+    _check_draws(draws)
+    spec = read_mixture(mixture)
+    options: dict[str, Any] = {"unit": unit, "alpha": alpha, "max_epochs": max_epochs}
+    options = {name: value for name, value in options.items() if value is not None}
+    if max_epochs:
+        options["budget_samples"] = draws
+    try:
+        changed = replace(_weighted(spec, weights), **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    everything = open_mixture(_everything(spec, changed), batch_size=1, image_size=16)
+    sizes = {source.name: source.size for source in everything.sources}
+    plans = [Schedule(ledger(one, {n: sizes[n] for _, n, _ in one.sources()})) for one in (spec, changed)]
+    return MixWhatIfResult(
+        draws=draws, sources=[_compared(name, size.items, plans, draws) for name, size in sizes.items()]
+    )
+
+
+def _compared(name: str, items: int, plans: Sequence[Schedule], draws: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"source": name, "items": items}
+    for plan, suffix in zip(plans, ("_before", ""), strict=True):
+        drawn = name in plan.names
+        row[f"share{suffix}"] = float(plan.target(draws)[name]) if drawn else 0.0
+        row[f"epochs{suffix}"] = plan.counts(draws)[name] / items if drawn else 0.0
+        row[f"exhausted{suffix}"] = _exhausted(plan, name, items) if drawn else None
+    return row
+
+
+def _exhausted(plan: Schedule, name: str, items: int) -> int | None:
+    """Returns after how many draws every item of a source was seen; None if its share ends before."""
+    last = plan.ledger[-1]
+    share = last.shares[name] or Fraction(1, 10**12)
+    low, high = 0, last.start + int(items / share) + 2
+    if plan.counts(high)[name] < items or (not last.shares[name] and plan.counts(last.start)[name] < items):
+        return None
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if plan.counts(middle)[name] >= items else (middle, high)
+    return high
+
+
+def _weighted(spec: MixtureSpec, weights: Sequence[str]) -> MixtureSpec:
+    tiers = dict(spec.tiers)
+    home = {name: tier for tier, t in spec.tiers.items() for name in t.sources}
+    for text in weights:
+        name, _, number = text.partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            raise ConfigError(f"--weights takes NAME=NUMBER, got '{text}'") from None
+        if name in tiers:
+            tiers[name] = replace(tiers[name], weight=weight)
+        elif name in home:
+            tier = tiers[home[name]]
+            source = replace(tier.sources[name], weight=weight)
+            tiers[home[name]] = replace(tier, sources={**tier.sources, name: source})
+        else:
+            known = [*tiers, *home]
+            raise ConfigError(f"'{name}' is not in the mixture{nearest(name, known)}; it has {', '.join(known)}")
+    return replace(spec, tiers=tiers)
+
+
+def _everything(*specs: MixtureSpec) -> MixtureSpec:
+    """Returns a mixture that draws from every source that one of the mixtures draws from."""
+    drawn = {name for spec in specs for _, name, _ in spec.sources()}
+    tiers = {}
+    for tier, old in specs[0].tiers.items():
+        sources = {n: replace(s, weight=1.0 if n in drawn else 0.0) for n, s in old.sources.items()}
+        if any(n in drawn for n in sources):
+            tiers[tier] = replace(old, weight=1.0, sources=sources)
+    plain: dict[str, Any] = {"unit": "samples", "alpha": 0.0, "max_epochs": 0.0, "budget_samples": 0}
+    return replace(specs[0], tiers=tiers, schedule=[], schedule_batch=0, **plain)
+
+
+def _check_draws(draws: int) -> None:
+    if draws < 1:
+        raise ConfigError(f"draws must be at least 1, got {draws}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -54,6 +54,7 @@ _NEEDED = (
     "shard_sha256",
     "shard_bytes",
 )
+Fetch = Callable[[str, str, int, int, int], bytes]
 _LEAST = {"offset": 0, "size": 1, "frames": 1, "rate_hz": 1e-6}
 
 
@@ -163,19 +164,22 @@ class ShardSet:
             numbers.setdefault(row["shard"], []).append(i)
         return numbers
 
-    def read(self, i: int, ahead: ReadAhead | None = None) -> Sample:
+    def read(self, i: int, ahead: ReadAhead | None = None, *, fetch: Fetch | None = None) -> Sample:
         """Reads and checks sample ``i``.
 
         Args:
             i: its row number.
             ahead: for samples of one shard in their order; spares requests to a remote store.
+            fetch: reads a range of a shard, given its path, sha256, size, offset and length.
 
         Raises:
             DataError: the shard is gone, was cut or changed since the index was written; it is named.
         """
-        row = self.rows[i]
+        row = self._row(i)
         path = files.join(self.folder, row["shard"])
-        if ahead is None:
+        if fetch is not None:
+            data = fetch(path, row["shard_sha256"], row["shard_bytes"], row["offset"], row["size"])
+        elif ahead is None:
             data = files.read_range(path, row["offset"], row["size"])
         else:
             last = self.rows[self.of_shard(row["shard"])[-1]]
@@ -186,6 +190,10 @@ class ShardSet:
                 f"run 'pyramid verify {self.folder} --quarantine'"
             )
         return parse_sample(data, row["key"], path)
+
+    def _row(self, i: int) -> dict[str, Any]:
+        """Returns one row of the index without making mappings of all, unless they are there already."""
+        return self.rows[i] if "rows" in vars(self) else dict(self.index.slice(i, 1).to_pylist()[0])
 
     def as_webdataset(self) -> Any:
         """Returns a plain ``webdataset.WebDataset`` over the shards, for pipelines that know nothing of the index.

@@ -23,7 +23,7 @@ CONFIG = VLAConfig(policy=TINY, trainer=TRAINER)
 class SyntheticStream:
     """A stream of groups that needs no files; the interface of a mixture's."""
 
-    digest = "synthetic"
+    digest = data_digest = "synthetic"
 
     def __init__(self, offset=0):
         self.bodies, self.offset = make_bodies(), offset

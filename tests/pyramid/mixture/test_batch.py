@@ -9,77 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from mixture_data import ARM, DREAMS, HORIZON, HUMAN, LATENT_DIM, LATENT_TOKENS, label_tables, latent_of
 
 from pyramid import parquet
 from pyramid.config import dump_yaml
 from pyramid.errors import DataError
-from pyramid.labels.protocol import BASE_FIELDS
 from pyramid.mixture.batch import Batch, MixtureStream, open_mixture
+from pyramid.mixture.sketch import ACCURACY
+from pyramid.mixture.statistics import embodiment_statistics
 from pyramid.mixture.verbs import mix_show, mix_simulate
-from pyramid.shards.reader import ShardSet
-
-ARM, HUMAN, DREAMS = [5, 3, 4], [6, 4], [5, 5]
-HORIZON = 3
-LATENT_TOKENS, LATENT_DIM = 2, 3
-
-
-def latent_of(number: int) -> list[float]:
-    """The latent action of the frame that shows ``number``."""
-    return [number + k / 10 for k in range(LATENT_TOKENS * LATENT_DIM)]
-
-
-def label_tables(shards: str, *, use: str, gap_s: float = 0.2, **metadata: object) -> str:
-    """Writes what a labeler says: of every frame but the last the number drawn on it."""
-    opened = ShardSet.open(shards)
-    width = LATENT_TOKENS * LATENT_DIM
-    own = {
-        "latent": [("latent", pa.list_(pa.float32(), width)), ("codes", pa.list_(pa.uint16(), LATENT_TOKENS))],
-        "pseudo": [("action", pa.list_(pa.float32()))],
-    }[use]
-    schema = pa.schema([*BASE_FIELDS, *own])
-    for shard in opened.shards:
-        rows = []
-        for i in opened.of_shard(shard):
-            row, clip = opened.rows[i], int(opened.rows[i]["key"].split("-")[1], 16)
-            for t in range(row["frames"] - 1):
-                number = drawing.number_of(clip, t)
-                base = {"key": row["key"], "t_s": t / 10, "frame": t, "gap_s": gap_s, "flags": 0}
-                rows.append({**base, "latent": latent_of(number), "codes": [0, 1], "action": [number, 0.5]})
-        facts = {"index_digest": opened.shard_digest(shard), "labeler_digest": "model", "config": metadata}
-        out = f"{shards}/labels/{use}/{shard.replace('.tar', '.parquet')}"
-        parquet.write(out, pa.Table.from_pylist(rows, schema=schema), facts)
-    return f"{shards}/labels/{use}"
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    root = tmp_path_factory.mktemp("mixture")
-    arm = drawing.write_shards(root / "arm", [*ARM, 4], n_val=1)
-    human = drawing.write_shards(root / "human", HUMAN, actions=False, first_clip=10, embodiment="human")
-    dreams = drawing.write_shards(root / "dreams", DREAMS, actions=False, first_clip=20, embodiment="generated")
-    label_tables(human, use="latent")
-    label_tables(dreams, use="pseudo", rate_hz=5.0)
-    return {
-        "tiers": {
-            "top": {"weight": 0.5, "sources": {"arm": {"shards": arm, "use": "action"}}},
-            "middle": {
-                "weight": 0.2,
-                "sources": {"dreams": {"shards": dreams, "use": "pseudo", "labels": f"{dreams}/labels/pseudo"}},
-            },
-            "base": {
-                "weight": 0.3,
-                "sources": {"human": {"shards": human, "use": "latent", "labels": f"{human}/labels/latent"}},
-            },
-        },
-        "horizon": HORIZON,
-        "seed": 3,
-    }
-
-
-@pytest.fixture
-def path(spec: dict, tmp_path: Path) -> str:
-    (tmp_path / "mix.yaml").write_text(dump_yaml(spec))
-    return str(tmp_path / "mix.yaml")
 
 
 def opened(path: str, batch_size: int = 7, **options) -> MixtureStream:
@@ -223,8 +161,8 @@ def test_statistics_are_those_of_the_raw_numbers(path: str) -> None:
     found = opened(path).statistics
     numbers = np.array([drawing.number_of(c, t) for c, n in enumerate(ARM) for t in range(n)], float)
     low, high = np.quantile(numbers, [0.01, 0.99])
-    assert found["arm"]["action"].center == pytest.approx([(low + high) / 2, -(low + high) / 2])
-    assert found["arm"]["state"].scale == pytest.approx([(high - low) / 2])
+    assert found["arm"]["action"].center == pytest.approx([(low + high) / 2, -(low + high) / 2], rel=ACCURACY)
+    assert found["arm"]["state"].scale == pytest.approx([(high - low) / 2], rel=ACCURACY)
     latents = np.array([latent_of(drawing.number_of(10 + c, t)) for c, n in enumerate(HUMAN) for t in range(n - 1)])
     tokens = latents.reshape(-1, LATENT_DIM)
     assert found["human_latent"]["action"].center == pytest.approx(tokens.mean(0), rel=1e-5)
@@ -238,13 +176,29 @@ def with_second_arm(spec: dict, shards: str, **options) -> dict:
     return {**spec, "tiers": tiers}
 
 
-def test_statistics_of_one_body_are_pooled_over_its_sources(spec: dict, tmp_path: Path) -> None:
-    more = drawing.write_shards(tmp_path / "arm2", [9], first_clip=7)
-    (tmp_path / "mix.yaml").write_text(dump_yaml(with_second_arm(spec, more)))
-    clips = [*enumerate(ARM), (7, 9)]
+def test_statistics_of_one_body_weigh_its_sources_as_they_are_drawn(spec: dict, tmp_path: Path) -> None:
+    more = drawing.write_shards(tmp_path / "arm2", [8] * 3, first_clip=7)
+    (tmp_path / "mix.yaml").write_text(dump_yaml(with_second_arm(spec, more, weight=2)))
+    # Sources of 12 and 24 rows, drawn 1 : 2, count as if all their rows were in one.
+    clips = [*enumerate(ARM), *((7 + i, 8) for i in range(3))]
     numbers = np.array([drawing.number_of(c, t) for c, n in clips for t in range(n)], float)
     low, high = np.quantile(numbers, [0.01, 0.99])
-    assert opened(str(tmp_path / "mix.yaml")).statistics["arm"]["state"].center == pytest.approx([(low + high) / 2])
+    center = opened(str(tmp_path / "mix.yaml")).statistics["arm"]["state"].center
+    assert center == pytest.approx([(low + high) / 2], rel=ACCURACY)
+    (tmp_path / "mix.yaml").write_text(dump_yaml(with_second_arm(spec, more, weight=4)))
+    stream = opened(str(tmp_path / "mix.yaml"))
+    [pooled] = [
+        kinds["state"]
+        for name, kinds in embodiment_statistics(stream.sources, stream.plan.shares).items()
+        if name == "arm"
+    ]
+    own = [
+        np.array([drawing.number_of(c, t) for c, n in some for t in range(n)], float) for some in (clips[:3], clips[3:])
+    ]
+    assert pooled.mean == pytest.approx([own[0].mean() / 5 + own[1].mean() * 4 / 5])
+    second = (own[0] ** 2).mean() / 5 + (own[1] ** 2).mean() * 4 / 5
+    assert pooled.std == pytest.approx(np.sqrt(second - pooled.mean**2))
+    assert (pooled.low[0], pooled.high[0], pooled.count) == (own[0].min(), own[1].max(), 36)
 
 
 def test_bodies_that_differ_need_names_of_their_own(spec: dict, tmp_path: Path) -> None:
@@ -276,7 +230,7 @@ def test_digests_follow_everything_that_decides_a_batch(spec: dict, path: str, t
 def test_what_a_source_lacks_is_named(spec: dict, tmp_path: Path) -> None:
     videos = drawing.write_shards(tmp_path / "videos", [3, 3], actions=False)
     cases = [
-        ({"shards": videos, "use": "action"}, "source 'x': no clip in .* has measured actions"),
+        ({"shards": videos, "use": "action"}, "source 'x': no clip has measured actions in"),
         ({"shards": str(tmp_path / "none"), "use": "action"}, "no shards in"),
         (
             {"shards": videos, "use": "latent", "labels": str(tmp_path / "nothing")},

@@ -1,4 +1,4 @@
-"""The schedule is exact at every prefix, the same by look-up as by counting, and each item comes once an epoch."""
+"""The schedule is exact at every prefix and from every change on; each item comes once an epoch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyramid.errors import ConfigError
-from pyramid.mixture.schedule import Schedule, chairman_sequence, epoch_order, item_at
+from pyramid.mixture.order import ItemOrder
+from pyramid.mixture.schedule import MAX_PERIOD, Piece, Schedule, chairman_sequence, rounded
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=2, max_size=7)
 
@@ -76,21 +76,107 @@ def test_one_source_gets_all() -> None:
     assert plan.max_deviation(100) == 0
 
 
-def test_a_period_without_end_is_refused() -> None:
-    shares = {"a": Fraction(1, 1_000_003), "b": Fraction(1_000_002, 1_000_003)}
-    with pytest.raises(ConfigError, match="fewer digits"):
-        Schedule(shares)
+def test_shares_without_a_short_period_are_rounded_to_the_grid() -> None:
+    shares = {"a": Fraction(1, 1_000_003), "b": Fraction(1_000_001, 1_000_003), "c": Fraction(1, 1_000_003)}
+    found = Schedule(shares).shares
+    assert sum(found.values()) == 1
+    assert found["a"] == found["c"] == Fraction(1, MAX_PERIOD)
+    exact = {"a": Fraction(1, 3), "b": Fraction(2, 3)}
+    assert rounded(exact) == exact
 
 
-@given(st.integers(0, 5), st.integers(1, 40), st.integers(0, 3))
-def test_each_item_once_an_epoch(seed: int, n_items: int, epoch: int) -> None:
-    order = [item_at(seed, "arm", epoch * n_items + i, n_items) for i in range(n_items)]
-    assert sorted(order) == list(range(n_items))
-    assert order == epoch_order(seed, "arm", epoch, n_items).tolist()
+@given(st.lists(st.floats(1e-9, 1), min_size=2, max_size=6))
+def test_rounding_moves_no_share_by_more_than_a_part_of_the_grid(weights: list[float]) -> None:
+    total = sum(map(Fraction, weights))
+    shares = {f"s{i}": Fraction(w) / total for i, w in enumerate(weights)}
+    found = rounded(shares)
+    assert sum(found.values()) == 1
+    assert all(found[name] > 0 for name in shares)
+    moved = [abs(found[n] - shares[n]) * MAX_PERIOD for n in shares]
+    # What is lifted to one part is taken from the largest share.
+    assert max(moved) < len(weights)
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(1, 300), st.lists(st.integers(0, 9), min_size=3, max_size=3)), min_size=1, max_size=4
+)
+
+
+def changing(changes: list[tuple[int, list[int]]]) -> Schedule:
+    pieces, start = [], 0
+    for length, weights in [(0, [1, 2, 3]), *changes]:
+        start += length
+        pieces.append(Piece(start, shares_of(weights if any(weights) else [1, 0, 0])))
+    return Schedule(pieces)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHANGES, st.integers(0, 1300))
+def test_from_each_change_on_no_prefix_is_off_by_more_than_one(changes: list[tuple[int, list[int]]], n: int) -> None:
+    plan = changing(changes)
+    sources, ranks = plan.at(np.arange(n))
+    seen, since, at = [0, 0, 0], [0, 0, 0], -1
+    starts = [piece.start for piece in plan.ledger]
+    for place, (source, rank) in enumerate(zip(sources.tolist(), ranks.tolist(), strict=True)):
+        now = max(i for i, start in enumerate(starts) if start <= place)
+        if now != at:
+            since, at = [0, 0, 0], now
+        assert rank == seen[source]
+        seen[source] += 1
+        since[source] += 1
+        length = place + 1 - starts[now]
+        for count, share in zip(since, plan.ledger[now].shares.values(), strict=True):
+            assert abs(count - length * share) <= 1
+    assert list(plan.counts(n).values()) == seen
+    if n:
+        total = sum(plan.target(n).values())
+        assert total == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(CHANGES, st.integers(1, 400), st.lists(st.integers(1, 9), min_size=3, max_size=3))
+def test_a_change_leaves_everything_before_it_alone(
+    changes: list[tuple[int, list[int]]], gap: int, new: list[int]
+) -> None:
+    before, after = changing(changes), changing([*changes, (gap, new)])
+    start = after.ledger[-1].start
+    for one, other in zip(before.at(np.arange(start)), after.at(np.arange(start)), strict=True):
+        assert one.tolist() == other.tolist()
+
+
+SHARDS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+@given(st.integers(0, 5), SHARDS, st.integers(1, 5), st.integers(0, 3))
+def test_each_item_once_an_epoch(seed: int, sizes: list[int], window: int, epoch: int) -> None:
+    order, n = ItemOrder(seed, "arm", np.array(sizes), window=window), sum(sizes)
+    found = [order.at(epoch * n + i) for i in range(n)]
+    assert sorted(found) == list(range(n))
+    again = ItemOrder(seed, "arm", np.array(sizes), window=window)
+    for place in reversed(range(n)):
+        assert again.at(epoch * n + place) == found[place]
+
+
+@given(SHARDS, st.integers(1, 5))
+def test_a_window_holds_whole_shards_and_no_more_than_it_may(sizes: list[int], window: int) -> None:
+    order = ItemOrder(1, "arm", np.array(sizes), window=window)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    shards: dict[int, set[int]] = {}
+    for rank in range(sum(sizes)):
+        _, number, _ = order.locate(rank)
+        shards.setdefault(number, set()).add(int(shard_of[order.at(rank)]))
+    for number, found in shards.items():
+        assert found == set(order.shards_of(0, number).tolist())
+        assert len(found) <= window
+    assert sorted(s for found in shards.values() for s in found) == list(range(len(sizes)))
 
 
 def test_epochs_sources_and_seeds_have_orders_of_their_own() -> None:
-    orders = [tuple(epoch_order(seed, name, epoch, 50)) for seed in (0, 1) for name in ("a", "b") for epoch in (0, 1)]
+    sizes = np.array([10] * 5)
+    orders = [
+        tuple(ItemOrder(seed, name, sizes, window=2).at(epoch * 50 + i) for i in range(50))
+        for seed in (0, 1)
+        for name in ("a", "b")
+        for epoch in (0, 1)
+    ]
     assert len(set(orders)) == 8
-    with pytest.raises(ValueError, match="read-only"):
-        epoch_order(0, "a", 0, 50)[0] = 1

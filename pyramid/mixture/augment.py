@@ -1,0 +1,80 @@
+"""How training pictures are varied: torchvision's own transforms, drawn once for all views and frames of a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pyramid.rng import seed_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSpec:
+    """Random variations of pictures; the defaults vary nothing."""
+
+    crop: float = 1.0
+    """Smallest share of a picture's area that is cut out and enlarged again, (0, 1]; the cut's place is random."""
+    shift: float = 0.0
+    """Largest shift along each axis, share of the side, 0 to 0.5; the border is repeated."""
+    brightness: float = 0.0
+    """Factor drawn from 1 - this to 1 + this, 0 to 1."""
+    contrast: float = 0.0
+    """The same for contrast."""
+    saturation: float = 0.0
+    """The same for saturation."""
+    hue: float = 0.0
+    """Largest shift of the hue, 0 to 0.5 turns."""
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        highest = {"shift": 0.5, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}
+        for name, most in highest.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"augment.{name} must be in [0, {most}], got {getattr(self, name)}")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"augment.crop must be in (0, 1], got {self.crop}")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is varied."""
+        return self != AugmentSpec()
+
+
+def augment(images: Tensor, spec: AugmentSpec, seed: int, position: int) -> Tensor:
+    """Varies the pictures of one sample, all alike; a pure function of seed and position.
+
+    Args:
+        images: uint8 [..., H, W, 3], RGB: all views and frames of a sample.
+        spec: how far.
+        seed: the mixture's seed.
+        position: the sample's place in the global order.
+
+    Returns:
+        uint8, of the same shape.
+    """
+    import torch
+
+    if not spec.active:
+        return images
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "augment", position))
+        planes = _transform(spec, tuple(images.shape[-3:-1]))(images.movedim(-1, -3))
+    return torch.as_tensor(planes).movedim(-3, -1).contiguous()
+
+
+@lru_cache(maxsize=8)
+def _transform(spec: AugmentSpec, size: tuple[int, int]) -> Any:
+    from torchvision.transforms import v2
+
+    steps: list[Any] = []
+    if spec.crop < 1:
+        steps.append(v2.RandomResizedCrop(size, scale=(spec.crop, 1.0), ratio=(1.0, 1.0), antialias=True))
+    if spec.shift:
+        pad = [round(spec.shift * side) for side in size]
+        steps += [v2.Pad([pad[1], pad[0]], padding_mode="edge"), v2.RandomCrop(size)]
+    steps.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue))
+    return v2.Compose(steps)

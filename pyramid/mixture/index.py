@@ -1,0 +1,136 @@
+"""The clips of a source: the indexes of its shard folders, filtered; no shard is opened for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pyramid import files
+from pyramid.errors import DataError
+from pyramid.mixture.spec import FilterSpec
+from pyramid.shards.reader import ShardSet
+from pyramid.types import Split
+
+
+class ClipIndex:
+    """The clips of a source that its filter leaves, in the order of the folders and their shards.
+
+    Args:
+        name: the source's, for messages.
+        folders: shard folders.
+        spec: the filter.
+        split: the split that is asked for.
+        with_actions: only clips with measured actions.
+        opened: shard folders that were opened and checked before, by place; new ones are added.
+
+    Raises:
+        DataError: no clip is left, or a shard is missing or has another size than the index says; both are named.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folders: Sequence[str],
+        spec: FilterSpec,
+        *,
+        split: Split,
+        with_actions: bool,
+        opened: dict[str, ShardSet],
+    ) -> None:
+        for folder in folders:
+            if folder not in opened:
+                opened[folder] = ShardSet.open(folder)
+                check_shards(opened[folder], f"source '{name}'")
+        self.shard_sets = [opened[folder] for folder in folders]
+        wanted = spec.split if spec.split and split == "train" else split
+        tables, self.part, self.number = [], np.zeros(0, np.int32), np.zeros(0, np.int64)
+        for part, shards in enumerate(self.shard_sets):
+            kept = np.flatnonzero(_mask(name, shards, spec, wanted, with_actions))
+            tables.append(shards.index.take(pa.array(kept)))
+            self.part = np.concatenate([self.part, np.full(len(kept), part, np.int32)])
+            self.number = np.concatenate([self.number, kept])
+        self.table: pa.Table = pa.concat_tables(tables).combine_chunks()
+        """One row per clip; columns as in the index."""
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def row(self, clip: int) -> dict[str, Any]:
+        """Returns the index row of a clip."""
+        return dict(self.table.slice(clip, 1).to_pylist()[0])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Returns a column of numbers, one per clip."""
+        return np.asarray(self.table[name].to_numpy())
+
+    def distinct(self, name: str) -> list[Any]:
+        """Returns the distinct values of a column, sorted."""
+        return sorted(self.table[name].unique().to_pylist())
+
+    def shard_numbers(self) -> NDArray[np.int64]:
+        """Returns for each clip the number of its shard among those that hold a clip, ascending."""
+        names = pc.dictionary_encode(self.table["shard"]).combine_chunks().indices.to_numpy()
+        new = (np.diff(names) != 0) | (np.diff(self.part) != 0)
+        return np.concatenate([[0], np.cumsum(new)]).astype(np.int64)
+
+
+def check_shards(shards: ShardSet, who: str) -> None:
+    """Refuses shards that are gone or of another size than their index says.
+
+    Raises:
+        DataError: the first of them is named.
+    """
+    there = files.entries(shards.folder)
+    sizes = shards.index.select(["shard", "shard_bytes"]).group_by(["shard", "shard_bytes"]).aggregate([]).to_pydict()
+    for name, size in zip(sizes["shard"], sizes["shard_bytes"], strict=True):
+        if name not in there:
+            raise DataError(
+                f"{who}: the shard '{files.join(shards.folder, name)}' is not there; restore it, or pack again"
+            )
+        if there[name].size != size:
+            raise DataError(
+                f"{who}: the shard '{files.join(shards.folder, name)}' has {there[name].size} bytes, its index says "
+                f"{size}; run 'pyramid verify {shards.folder} --quarantine'"
+            )
+
+
+def _mask(name: str, shards: ShardSet, spec: FilterSpec, split: str, with_actions: bool) -> NDArray[np.bool_]:
+    """Returns which rows of an index are kept; the first condition that leaves nothing is named."""
+    kept = np.ones(len(shards), bool)
+    for what, condition in _conditions(shards.index, spec, split, with_actions):
+        kept &= np.asarray(pc.fill_null(condition, False))
+        if not kept.any():
+            raise DataError(f"source '{name}': no clip {what} in '{shards.folder}'{_there(shards.index, what)}")
+    return kept
+
+
+def _conditions(index: pa.Table, spec: FilterSpec, split: str, with_actions: bool) -> list[tuple[str, Any]]:
+    found = [(f"of split '{split}'", pc.equal(index["split"], split))]
+    if with_actions:
+        found.append(("has measured actions", pc.greater(index["action_dim"], 0)))
+    if spec.embodiment:
+        found.append((f"of embodiment '{spec.embodiment}'", pc.equal(index["embodiment"], spec.embodiment)))
+    if spec.has_text:
+        found.append(("with a text", pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(index["text"])), 0)))
+    if spec.text:
+        found.append((f"whose text holds '{spec.text}'", pc.match_substring_regex(index["text"], spec.text)))
+    for column, most in (("static_share", spec.max_static_share), ("camera_px", spec.max_camera_px)):
+        if np.isfinite(most):
+            found.append((f"with {column} up to {most:g}", pc.less_equal(index[column], most)))
+    if spec.without_notes:
+        barred = set(spec.without_notes)
+        free = [not barred & set(notes or ()) for notes in index["notes"].to_pylist()]
+        found.append((f"without the notes {', '.join(sorted(barred))}", pa.array(free)))
+    return found
+
+
+def _there(index: pa.Table, what: str) -> str:
+    for column in ("split", "embodiment"):
+        if what.startswith(f"of {column}"):
+            return f"; it has {', '.join(sorted(str(v) for v in index[column].unique().to_pylist()))}"
+    return ""

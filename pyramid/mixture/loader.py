@@ -1,0 +1,147 @@
+"""Batches for training loops of one's own: a PyTorch loader and a Lightning data module, resumable from one number.
+
+The global order is the same for any number of workers and ranks: batch after batch it is dealt out to the ranks, and a
+rank's batches to its workers in turn. So the whole state is how many samples all ranks together were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pyramid.errors import ConfigError
+from pyramid.mixture.batch import Batch, MixtureStream
+
+__all__ = ["MixtureData", "MixtureLoader"]
+
+
+class _Share(IterableDataset[Batch]):
+    """One rank's part of every global batch from a position on."""
+
+    def __init__(self, stream: MixtureStream, batch_size: int, rank: int, ranks: int, steps: int | None) -> None:
+        self.stream, self.batch_size, self.rank, self.ranks, self.steps = stream, batch_size, rank, ranks, steps
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        step, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        while self.steps is None or step < self.steps:
+            first = self.position + step * self.batch_size + self.rank
+            yield self.stream.batch_of(self.stream.draw(first, self.batch_size // self.ranks, self.ranks))
+            step += stride
+
+
+class MixtureLoader:
+    """Iterates over a rank's batches of a mixture, from where the state says.
+
+    Rank r of R is given the samples r, r + R, ... of each global batch.
+
+    Args:
+        stream: an open mixture.
+        batch_size: samples of a step over all ranks; a multiple of their number.
+        rank: this process's number.
+        ranks: number of processes.
+        workers: processes that read for this rank; 0 reads in this one.
+        steps: steps of one iteration; None goes on without end.
+        prefetch: batches that each worker reads ahead.
+
+    Raises:
+        ConfigError: sizes that do not go together, or a training that the mixture is not made for.
+    """
+
+    def __init__(
+        self,
+        stream: MixtureStream,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int = 0,
+        steps: int | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < ranks or batch_size % ranks:
+            raise ConfigError(
+                f"rank {rank} of {ranks} with a batch size of {batch_size}: "
+                "the batch size counts the samples of all ranks and is a multiple of their number"
+            )
+        stream.check_run(batch_size)
+        self._share = _Share(stream, batch_size, rank, ranks, steps)
+        ahead: dict[str, Any] = {"prefetch_factor": prefetch} if workers else {}
+        self._loader = DataLoader(self._share, batch_size=None, num_workers=workers, **ahead)
+        self.position = 0
+        """Samples that all ranks together were given."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._share.position = self.position
+        for batch in self._loader:
+            self.position += self._share.batch_size
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns where the loader is; the same on every rank."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on from a state, of whichever rank and with whatever number of ranks and workers now."""
+        self.position = int(state["position"])
+
+
+class _FromCheckpoint:
+    """A loader for Lightning that begins where its data module says.
+
+    It shows no state of its own: Lightning would save one that counts the batch which it holds in reserve.
+    """
+
+    def __init__(self, data: MixtureData, loader: MixtureLoader) -> None:
+        self.data, self.loader = data, loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.loader.load_state_dict(self.data.state_dict())
+        return iter(self.loader)
+
+
+class MixtureData(lightning.LightningDataModule):
+    """A mixture as a Lightning data module; its state goes into the checkpoint.
+
+    Lightning saves the state of rank 0 only, which is that of all ranks. Batches are groups of samples by embodiment.
+
+    Args:
+        stream: an open mixture.
+        batch_size: samples of a step over all ranks.
+        workers: processes that read, per rank.
+    """
+
+    def __init__(self, stream: MixtureStream, *, batch_size: int, workers: int = 0) -> None:
+        super().__init__()
+        self.stream, self.batch_size, self.workers = stream, batch_size, workers
+        self._from = self._seen_before = 0
+
+    def train_dataloader(self) -> _FromCheckpoint:
+        """Returns the loader of this rank."""
+        assert self.trainer is not None  # noqa: S101
+        loader = MixtureLoader(
+            self.stream,
+            batch_size=self.batch_size,
+            rank=self.trainer.global_rank,
+            ranks=self.trainer.world_size,
+            workers=self.workers,
+        )
+        self._seen_before = self._done()
+        return _FromCheckpoint(self, loader)
+
+    def _done(self) -> int:
+        """Returns the steps that were trained on; the loader itself reads ahead of them."""
+        assert self.trainer is not None  # noqa: S101
+        return int(self.trainer.global_step) * int(self.trainer.accumulate_grad_batches)
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns how many samples were trained on."""
+        return {"position": self._from + (self._done() - self._seen_before) * self.batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on from a checkpoint."""
+        self._from = int(state_dict["position"])
