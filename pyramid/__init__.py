@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyramid.conversion.convert import convert
     from pyramid.corpora.scan import scan
     from pyramid.labels.engine import label
+    from pyramid.mixture.tune.verb import mix_tune
     from pyramid.mixture.verbs import mix_show, mix_simulate
     from pyramid.report.doctor import doctor
     from pyramid.report.status import status
@@ -54,6 +55,7 @@ _FUNCTIONS = {
     "label": "pyramid.labels.engine",
     "mix_show": "pyramid.mixture.verbs",
     "mix_simulate": "pyramid.mixture.verbs",
+    "mix_tune": "pyramid.mixture.tune.verb",
     "ingest": "neural_traj.ingest",
     "judge": "neural_traj.judge",
     "convert": "pyramid.conversion.convert",
@@ -78,6 +80,7 @@ __all__ = [
     "label",
     "mix_show",
     "mix_simulate",
+    "mix_tune",
     "pack",
     "scan",
     "status",

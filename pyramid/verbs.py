@@ -42,6 +42,12 @@ VERBS = (
     ),
     Verb("mix show", "pyramid.mixture.verbs:mix_show", "what a mixture holds, as a table and a drawing"),
     Verb("mix simulate", "pyramid.mixture.verbs:mix_simulate", "count what a mixture draws, without reading data"),
+    Verb(
+        "mix tune",
+        "pyramid.mixture.tune.verb:mix_tune",
+        "choose a mixture's weights by small training runs",
+        "pyramid.mixture.tune.config:TuneConfig",
+    ),
     Verb("dream ingest", "neural_traj.ingest:ingest", "take in clips that a video world model made"),
     Verb("dream judge", "neural_traj.judge:judge", "score generated clips", "neural_traj.judge:JudgeConfig"),
     Verb(

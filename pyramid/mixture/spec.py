@@ -6,8 +6,8 @@ What the shares mean for the order of samples is left to `pyramid.mixture.schedu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +134,32 @@ def read_mixture(path: str) -> MixtureSpec:
         raise ConfigError(f"{origin}: a mixture needs 'tiers' with base, middle or top")
     folder = origin.rpartition("/")[0] or "."
     return from_dict(MixtureSpec, {**data, "folder": folder}, origin)
+
+
+def with_weights(spec: MixtureSpec, weights: Mapping[str, float]) -> MixtureSpec:
+    """Returns the mixture with other shares; every source stays in its tier.
+
+    Args:
+        spec: a mixture.
+        weights: weight of each source relative to all others, of any tier; a source that is not named gets none.
+
+    Raises:
+        ConfigError: a name that no source has, or weights that make no mixture.
+    """
+    known = [name for tier in spec.tiers.values() for name in tier.sources]
+    if unknown := [name for name in weights if name not in known]:
+        raise ConfigError(f"no source '{unknown[0]}'{nearest(unknown[0], known)}; sources: {', '.join(known)}")
+    tiers = {}
+    try:
+        for name, tier in spec.tiers.items():
+            own = {source: weights.get(source, 0.0) for source in tier.sources}
+            total = float(sum(Fraction(str(weight)) for weight in own.values()))
+            # A level without any share keeps its sources in the file: their weights then say nothing.
+            sources = {n: replace(s, weight=own[n] if total else 1.0) for n, s in tier.sources.items()}
+            tiers[name] = replace(tier, weight=total, sources=sources)
+        return replace(spec, tiers=tiers)
+    except ValueError as error:
+        raise ConfigError(f"these weights make no mixture: {error}") from error
 
 
 def describe(spec: MixtureSpec) -> dict[str, Any]:
