@@ -64,10 +64,12 @@ def test_equal_runs_give_equal_losses_and_others_do_not(proxy):
 
 
 def test_what_is_trained_on_is_learned(proxy):
-    """A source without weight is a target still, and does worse than with all the weight."""
-    runs = {n: proxy.run(ProxyRun(weights={n: 1.0}, budget=60, seed=0)) for n in ("other", "arm")}
-    assert runs["arm"]["arm"] < 0.9 * runs["other"]["arm"]
-    assert runs["other"]["other"] < 0.9 * runs["arm"]["other"]
+    """A source without weight is a target still, and does worse than with all the weight, or with more steps."""
+    alone, without, short = (
+        proxy.run(ProxyRun(weights={name: 1.0}, budget=budget, seed=0))["arm"]
+        for name, budget in (("arm", 60), ("other", 60), ("arm", 2))
+    )
+    assert alone < 0.9 * min(without, short)
 
 
 def test_shares_are_drawn_exactly_and_parts_lie_in_each_other(proxy, monkeypatch):

@@ -15,7 +15,8 @@ import numpy as np
 
 from pyramid import files
 from pyramid.errors import ConfigError, DataError, SkipItemError
-from pyramid.jobs import Outcome, Quarantined, Unit, pending, run_job
+from pyramid.jobs import JobReport, Outcome, Quarantined, Unit, pending, run_job
+from pyramid.mixture.tune.cluster import on_ray
 from pyramid.mixture.tune.config import DROConfig, TuneConfig
 from pyramid.mixture.tune.design import named, prior_shares
 from pyramid.mixture.tune.dro import average_weights
@@ -73,6 +74,8 @@ class Runner:
     """Where receipts lie."""
     workers: int = 1
     """Processes, each with a proxy of its own; no result depends on it."""
+    executor: str = "local"
+    """``local`` or ``ray``."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One for each run asked for, in order."""
     aside: dict[str, Quarantined] = field(default_factory=dict)
@@ -104,15 +107,19 @@ class Runner:
     def outcomes(self, label: str, units: Sequence[Unit]) -> list[Outcome]:
         """Does units, each once, and returns their outcomes in the order given."""
         plan = list({unit.name: unit for unit in units}.values())
-        report = run_job(
-            plan, proxy_unit, folder=self.folder, label=f"tune: {label}", workers=self.workers, unit_name="steps"
-        )
+        report = self._done(plan, f"tune: {label}")
         fresh = {unit.name for unit in plan} - self.units
         self.skipped_done += max(report.skipped_done - (len(plan) - len(fresh)), 0)
         self.units |= fresh
         found = dict(zip([unit.name for unit in plan], report.outcomes, strict=True))
         self.aside |= {name: outcome.quarantined[0] for name, outcome in found.items() if outcome.quarantined}
         return [found[unit.name] for unit in units]
+
+    def _done(self, plan: Sequence[Unit], label: str) -> JobReport:
+        if self.executor == "ray":
+            units, collect = on_ray(plan, proxy_unit, folder=self.folder)
+            return run_job(units, collect, folder=self.folder, label=label, unit_name="steps")
+        return run_job(plan, proxy_unit, folder=self.folder, label=label, workers=self.workers, unit_name="steps")
 
     def losses(self, phase: str, asked: Sequence[tuple[str, ProxyRun]]) -> list[Losses | None]:
         """Trains proxies and notes them in the table.

@@ -13,6 +13,7 @@ from pyramid.config import resolve
 from pyramid.errors import ConfigError, nearest
 from pyramid.jobs import Quarantined, count_reasons
 from pyramid.mixture.spec import MixtureSpec, read_mixture
+from pyramid.mixture.tune.cluster import check_executor, joined
 from pyramid.mixture.tune.config import TuneConfig
 from pyramid.mixture.tune.confirm import Arm, Curve, confirm, scaling
 from pyramid.mixture.tune.laws import require_libraries
@@ -98,6 +99,7 @@ def mix_tune(
     out: str | None = None,
     config: TuneConfig | str | Path | Mapping[str, Any] | None = None,
     workers: int = 1,
+    executor: str = "local",
     resume: bool = True,
     dry_run: bool = False,
     **options: Any,
@@ -109,6 +111,7 @@ def mix_tune(
         out: folder for runs, table, plots, tuned.yaml; needed unless dry_run.
         config: a preset, a YAML file or options.
         workers: processes, each with a proxy of its own; the answer does not depend on it.
+        executor: local or ray; ray uses the cluster at RAY_ADDRESS, or starts one with as many workers.
         resume: use runs that are done; False does all again.
         dry_run: count the runs and time a probe; write nothing.
         options: fields of `TuneConfig`.
@@ -122,9 +125,10 @@ def mix_tune(
     if out is None and not dry_run:
         raise ConfigError("say where the result goes: --out DIR")
     require_libraries()
+    check_executor(executor)
     spec = read_mixture(mixture)
     cached_proxy.cache_clear()  # The files behind it may have changed since the last call.
-    runner = Runner(cfg, mixture, out or "", workers)
+    runner = Runner(cfg, mixture, out or "", workers, executor)
     sizes = runner.proxy.sizes()
     amounts = {name: float(size.items) for name, size in sizes.items()}
     task = Task(cfg, runner, amounts, {name: float(share) for name, share in spec.shares().items()})
@@ -133,10 +137,11 @@ def mix_tune(
         return _plan_only(task, resume=resume and out is not None)
     if not resume:
         runner.forget()
-    answer = METHODS[cfg.method](task)
-    arms = confirm(task, answer)
+    with joined(executor, workers):
+        answer = METHODS[cfg.method](task)
+        arms = confirm(task, answer)
+        curves = scaling(task, answer.shares, sizes)
     chosen = min(arms, key=lambda name: arms[name].objective)
-    curves = scaling(task, answer.shares, sizes)
     result = MixTuneResult(
         method=cfg.method,
         runs=len(runner.units),

@@ -156,6 +156,7 @@ def test_intervals_of_means_cover_as_they_say():
 
 def test_workers_and_stops_change_nothing(planted, tmp_path):
     options = {"proxy": "planted", "budget": 300, "method": "halving", "confirm_seeds": 2, "design.runs": 9}
+    options["halving.rungs"] = 1
     mix_tune(planted, out=str(tmp_path / "one"), **options)
     mix_tune(planted, out=str(tmp_path / "two"), workers=2, **options)
     assert drawing.tree(tmp_path / "one") == drawing.tree(tmp_path / "two")
@@ -182,13 +183,13 @@ def test_a_killed_run_goes_on(planted, tmp_path):
         "    if event == 'os.rename' and len(seen) == 20: os.kill(os.getpid(), 9)\n"
         "    if event == 'os.rename': seen.append(1)\n"
         "sys.addaudithook(hook)\n"
-        f"mix_tune({planted!r}, out={str(out)!r}, proxy='planted', budget=300, **{{'regress.bootstrap': 4}})\n"
+        f"mix_tune({planted!r}, out={str(out)!r}, proxy='planted', budget=300, **{{'regress.laws': ['log_ridge']}})\n"
     )
     path = os.pathsep.join([str(tmp_path / "site"), str(Path(planted_proxy.__file__).parent), *sys.path])
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, check=False)
     assert done.returncode == -9
     assert len(list((out / "_receipts").glob("*.json"))) == 20
-    options = {"proxy": "planted", "budget": 300, "regress.bootstrap": 4}
+    options = {"proxy": "planted", "budget": 300, "regress.laws": ["log_ridge"]}
     assert mix_tune(planted, out=str(out), **options).skipped_done == 20
     mix_tune(planted, out=str(tmp_path / "whole"), **options)
     assert drawing.tree(out) == drawing.tree(tmp_path / "whole")
@@ -227,6 +228,7 @@ def test_a_dry_run_counts_and_writes_nothing(planted, tmp_path, method):
         ({"method": "dro"}, "cannot be reweighted"),
         ({"design.runs": 3}, "no room for its"),
         ({"regress.laws": ["log_rigde"]}, "log_rigde"),
+        ({"executor": "cloud"}, "no executor 'cloud'; there are local and ray"),
         ({"out": None}, "say where the result goes"),
     ],
 )
@@ -248,6 +250,20 @@ def test_strangers_proxies_are_found_by_name(planted):
     assert isinstance(proxy, Proxy)
     assert not isinstance(proxy, ReweightedProxy)
     assert isinstance(load_proxy("planted", planted, "learnable"), ReweightedProxy)
+
+
+@pytest.mark.slow
+def test_ray_gives_what_one_process_gives(planted, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    places = [str(tmp_path / "site"), str(Path(planted_proxy.__file__).parent), *sys.path]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    options = {"proxy": "planted", "budget": 300, "method": "halving", "confirm_seeds": 2, "design.runs": 9}
+    mix_tune(planted, out=str(tmp_path / "one"), **options)
+    mix_tune(planted, out=str(tmp_path / "ray"), executor="ray", workers=2, **options)
+    assert drawing.tree(tmp_path / "one") == drawing.tree(tmp_path / "ray")
+    diverging = {**options, "proxy_config": "diverges"}
+    result = mix_tune(planted, out=str(tmp_path / "lost"), executor="ray", workers=2, **diverging)
+    assert set(result.quarantined) == {"diverged"}
 
 
 @pytest.mark.slow
