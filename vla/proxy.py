@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from pyramid import files
 from pyramid.config import resolve, to_dict
 from pyramid.errors import DataError
 from pyramid.mixture.batch import Group, MixtureStream, open_mixture
-from pyramid.mixture.schedule import Schedule, item_at
+from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.spec import MixtureSpec, read_mixture, with_weights
 from pyramid.mixture.tune.proxy import ProxyRun, Rule, SourceSize
 from pyramid.progress import say
@@ -117,7 +117,7 @@ class VLAProxy:
     def run(self, run: ProxyRun) -> dict[str, float]:
         """Trains a fresh policy and returns its held-out loss per target."""
         items = self._items(run)
-        shares = {name: Fraction(str(run.weights.get(name, 0.0))) for name in self.sources}
+        shares = {name: Fraction(str(run.weights[name])) for name in self.sources if run.weights.get(name)}
         plan, size = Schedule(shares), self.config.trainer.batch_size
 
         def batch_at(step: int) -> list[Group]:
@@ -126,7 +126,7 @@ class VLAProxy:
             for number, rank in zip(numbers, ranks, strict=True):
                 name = plan.names[int(number)]
                 own = items[name]
-                picked.setdefault(name, []).append(int(own[item_at(run.seed, name, int(rank), len(own))]))
+                picked.setdefault(name, []).append(int(own[_place(run.seed, name, int(rank), len(own))]))
             return self._batch(picked)
 
         module, optimiser, schedule = self._fresh(run.budget, run.seed)
@@ -206,7 +206,7 @@ class VLAProxy:
         found = {}
         for name, pool in self._train.items():
             ranks = range(step * each, (step + 1) * each)
-            found[name] = _picked(pool, [item_at(seed, name, rank, len(pool.key)) for rank in ranks])
+            found[name] = _picked(pool, [_place(seed, name, rank, len(pool.key)) for rank in ranks])
         return found
 
     def _per_source(self, policy: Policy, groups: Mapping[str, Group], seed: int, step: int) -> dict[str, Tensor]:
@@ -214,6 +214,17 @@ class VLAProxy:
         return {
             name: _errors(policy, group, torch_generator(seed, "dro", name, step)) for name, group in groups.items()
         }
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, source: str, epoch: int, n: int) -> NDArray[np.int64]:
+    return rng(seed, "vla proxy", "order", source, epoch).permutation(n)
+
+
+def _place(seed: int, source: str, rank: int, n: int) -> int:
+    """Returns which of a source's n samples is its ``rank``-th in a run: each comes once before any comes again."""
+    epoch, place = divmod(rank, n)
+    return int(_order(seed, source, epoch, n)[place])
 
 
 def _errors(policy: Policy, group: Group, generator: torch.Generator) -> Tensor:

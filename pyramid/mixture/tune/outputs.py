@@ -50,7 +50,7 @@ def write_mixture(folder: str, spec: MixtureSpec, weights: Mapping[str, float], 
         name: replace(
             tier,
             sources={
-                n: replace(s, shards=_moved(spec, s.shards, folder), labels=s.labels and _moved(spec, s.labels, folder))
+                n: replace(s, shards=_moved(spec, s.shards, folder), labels=_moved(spec, s.labels, folder))
                 for n, s in tier.sources.items()
             },
         )
@@ -63,10 +63,13 @@ def write_mixture(folder: str, spec: MixtureSpec, weights: Mapping[str, float], 
     return path
 
 
-def _moved(spec: MixtureSpec, place: str, folder: str) -> str:
+def _moved(spec: MixtureSpec, place: Any, folder: str) -> Any:
+    """Returns a path, or each of several, as it is written in a file in ``folder``; an empty one stays empty."""
+    if not isinstance(place, str):
+        return [_moved(spec, one, folder) for one in place]
     there = spec.path(place)
-    if files.is_remote(there) or Path(place).is_absolute():
-        return there
+    if not place or files.is_remote(there) or Path(place).is_absolute():
+        return place and there
     return str(Path(there).resolve()) if files.is_remote(folder) else os.path.relpath(there, folder)
 
 

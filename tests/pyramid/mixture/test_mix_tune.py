@@ -253,6 +253,7 @@ def test_strangers_proxies_are_found_by_name(planted):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ray_gives_what_one_process_gives(planted, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     places = [str(tmp_path / "site"), str(Path(planted_proxy.__file__).parent), *sys.path]
@@ -267,6 +268,7 @@ def test_ray_gives_what_one_process_gives(planted, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_intervals_hold_the_best_mixture_as_often_as_they_say(planted, tmp_path):
     """Ten seeds of the whole procedure: nominal 90 % for each share; and the answer beats what one would have taken."""
     best, hits, regrets = best_shares(BUDGET), [], []
