@@ -248,7 +248,7 @@ def _picked(group: Group, numbers: Sequence[int]) -> Group:
         if isinstance(value, Tensor):
             values[field.name] = value[index.to(value.device)]
         elif isinstance(value, tuple):
-            values[field.name] = tuple(value[i] for i in numbers)
+            values[field.name] = tuple(value[i] for i in numbers) if value else ()
     return replace(group, **values)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from sklearn.linear_model import Ridge
 
-from pyramid.errors import SkipItemError
 from pyramid.mixture.spec import read_mixture
 from pyramid.mixture.tune.proxy import ProxyRun, SourceSize
 from pyramid.rng import rng
@@ -120,6 +119,4 @@ class Learnable(Planted):
 
 
 def load(mixture: str, config: str = "") -> Planted:
-    if config == "broken":
-        raise SkipItemError("never", "asked to")
     return (Learnable if config == "learnable" else Planted)(mixture, config)
