@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyramid.corpora.scan import scan
     from pyramid.labels.engine import label
     from pyramid.mixture.audit import mix_audit
+    from pyramid.mixture.tune.verb import mix_tune
     from pyramid.mixture.verbs import mix_show, mix_simulate, mix_what_if
     from pyramid.report.doctor import doctor
     from pyramid.report.status import status
@@ -57,6 +58,7 @@ _FUNCTIONS = {
     "mix_show": "pyramid.mixture.verbs",
     "mix_what_if": "pyramid.mixture.verbs",
     "mix_simulate": "pyramid.mixture.verbs",
+    "mix_tune": "pyramid.mixture.tune.verb",
     "ingest": "neural_traj.ingest",
     "judge": "neural_traj.judge",
     "convert": "pyramid.conversion.convert",
@@ -82,6 +84,7 @@ __all__ = [
     "mix_audit",
     "mix_show",
     "mix_simulate",
+    "mix_tune",
     "mix_what_if",
     "pack",
     "scan",

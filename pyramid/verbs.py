@@ -44,6 +44,12 @@ VERBS = (
     Verb("mix what-if", "pyramid.mixture.verbs:mix_what_if", "try other weights: repeats and exhaustion"),
     Verb("mix simulate", "pyramid.mixture.verbs:mix_simulate", "count what a mixture draws, without reading data"),
     Verb("mix audit", "pyramid.mixture.audit:mix_audit", "what a training run was really given, against the plan"),
+    Verb(
+        "mix tune",
+        "pyramid.mixture.tune.verb:mix_tune",
+        "choose a mixture's weights by small training runs",
+        "pyramid.mixture.tune.config:TuneConfig",
+    ),
     Verb("dream ingest", "neural_traj.ingest:ingest", "take in clips that a video world model made"),
     Verb("dream judge", "neural_traj.judge:judge", "score generated clips", "neural_traj.judge:JudgeConfig"),
     Verb(

@@ -85,7 +85,7 @@ def test_every_verb_explains_itself(run: Run, verb: Verb) -> None:
         (["pakc"], "no verb 'pakc'; did you mean 'pack'?"),
         (["zebra"], "no verb 'zebra'; see pyramid --help"),
         (["train"], "say what: lam, idm, vla"),
-        (["mix", "shwo"], "say what: show, what-if, simulate, audit"),
+        (["mix", "shwo"], "say what: show, what-if, simulate, audit, tune"),
         (["scan"], "KIND and ROOT is missing"),
         (["scan", "folder", ".", "--clip-ss", "3"], "unknown option '--clip-ss'; did you mean '--clip_s'"),
         (["scan", "folder", ".", "--clip_s", "many"], "clip_s"),
