@@ -11,45 +11,77 @@ from typing import Literal
 
 from pyramid.training import TrainerConfig
 
-__all__ = ["LAMConfig", "ModelConfig", "PairConfig", "QuantizerConfig"]
+__all__ = ["CODE_DIMS", "LAMConfig", "ModelConfig", "PairConfig", "QuantizerConfig", "QuantizerKind"]
+
+
+QuantizerKind = Literal["vq_ema", "vq_grad", "nsvq", "fsq", "simvq", "lfq", "residual_vq", "vae", "none"]
+CODE_DIMS: dict[QuantizerKind, int] = {
+    "vq_ema": 16, "vq_grad": 32, "nsvq": 32, "fsq": 16, "simvq": 32, "lfq": 16, "residual_vq": 16, "vae": 32, "none": 16
+}  # fmt: skip
+"""Width of a token where a config names none; 16 to 32 is what small public models use, larger ones up to 128."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
     """The bottleneck between the encoder and the forward model."""
 
-    kind: Literal["vq_ema", "fsq", "none"] = "vq_ema"
-    """``vq_ema``: codebook by moving averages; ``fsq``: rounding, no codebook to learn; ``none``: continuous."""
-    code_dim: int = 16
-    """Width of one pre-quantisation token, >= 1; 16 to 32 is what public models use."""
+    kind: QuantizerKind = "vq_ema"
+    """``vq_ema``: codebook by moving averages; ``vq_grad``: codebook by gradient; ``nsvq``: noise in place of the
+    quantisation error; ``fsq``: rounding; ``simvq``: a learned map of a fixed codebook; ``lfq``: signs, spread by
+    entropy; ``residual_vq``: stages of ``vq_ema``, each on what the last left over; ``vae``: continuous with noise;
+    ``none``: continuous."""
+    code_dim: int | None = None
+    """Width of one pre-quantisation token, >= 1; None takes the usual one of the kind."""
     codebook_size: int = 8
-    """Codes per token of ``vq_ema``, 2 to 65536; public models use 8 to 32."""
+    """Codes per position, 2 to 65536 (``lfq``: a power of 2); public models use 8 to 32. ``fsq`` has levels instead."""
     levels: tuple[int, ...] = (4, 4)
     """Levels per dimension of ``fsq``, each >= 3; their product is the number of codes."""
+    stages: int = 2
+    """Codebooks of ``residual_vq``, >= 1; each token has as many codes."""
     decay: float = 0.99
-    """Decay of the moving averages of ``vq_ema``, in (0, 1)."""
+    """Decay of the moving averages of codes and of their hits, in (0, 1)."""
     commitment: float = 0.25
-    """Weight of the commitment loss of ``vq_ema``, >= 0."""
+    """Weight of the pull of a token towards its code, >= 0; not of ``nsvq``, ``fsq``, ``lfq``, ``vae``."""
     dead_code_share: float = 0.0625
     """A code hit less often than this share of the uniform rate is drawn anew, in [0, 1); 0 never does."""
+    entropy_weight: float = 0.1
+    """Weight of the entropy loss of ``lfq``: tokens sure of their code, all codes in use, >= 0."""
+    kl_weight: float = 2e-4
+    """Weight of the KL divergence of ``vae`` from a unit normal, >= 0; AdaWorld's value."""
 
     def __post_init__(self) -> None:
         """Refuses sizes that are no codebook."""
-        if self.code_dim < 1:
+        if self.code_dim is not None and self.code_dim < 1:
             raise ValueError(f"code_dim must be at least 1, got {self.code_dim}")
         if not 2 <= self.codebook_size <= 2**16:
             raise ValueError(f"codebook_size must lie in 2..65536, got {self.codebook_size}")
+        if self.kind == "lfq" and self.codebook_size & (self.codebook_size - 1):
+            raise ValueError(f"codebook_size of lfq must be a power of 2, got {self.codebook_size}")
         if not self.levels or min(self.levels) < 3 or math.prod(self.levels) > 2**16:
             raise ValueError(f"levels must each be at least 3 with a product up to 65536, got {self.levels}")
-        if not 0 < self.decay < 1:
-            raise ValueError(f"decay must lie in (0, 1), got {self.decay}")
+        if not 0 < self.decay < 1 or self.stages < 1:
+            raise ValueError(f"decay must lie in (0, 1), stages in 1.., got {self.decay} and {self.stages}")
         if not (self.commitment >= 0 and 0 <= self.dead_code_share < 1):
             raise ValueError(f"commitment {self.commitment} or dead_code_share {self.dead_code_share} out of range")
+        if not (self.entropy_weight >= 0 and self.kl_weight >= 0):
+            raise ValueError(f"entropy_weight {self.entropy_weight} or kl_weight {self.kl_weight} is below 0")
+
+    @property
+    def dim(self) -> int:
+        """Width of a token, what ``code_dim`` says or the usual one of the kind."""
+        return CODE_DIMS[self.kind] if self.code_dim is None else self.code_dim
 
     @property
     def n_codes(self) -> int:
-        """Codes per token; 0 for a continuous bottleneck."""
-        return {"vq_ema": self.codebook_size, "fsq": math.prod(self.levels), "none": 0}[self.kind]
+        """Codes per position; 0 for a continuous bottleneck."""
+        if self.kind in ("vae", "none"):
+            return 0
+        return math.prod(self.levels) if self.kind == "fsq" else self.codebook_size
+
+    @property
+    def codes_per_token(self) -> int:
+        """Codes that one token has; 1 but for ``residual_vq``."""
+        return self.stages if self.kind == "residual_vq" else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ class LAMLabeler:
             "model": self.weights_sha256,
             "config": to_dict(self.config),
             "n_tokens": self.config.model.n_tokens,
-            "code_dim": self.config.quantizer.code_dim,
+            "code_dim": self.config.quantizer.dim,
+            "codes_per_token": self.config.quantizer.codes_per_token,
             "n_codes": self.config.quantizer.n_codes,
             "gap_policy": {"gap_s": pairs.gap_s, "label_hz": pairs.label_hz, "clamped": False},
             "normaliser": None,
@@ -62,12 +63,12 @@ class LAMLabeler:
 
     def schema(self) -> pa.Schema:
         """Returns the columns; ``codes`` are null for a continuous bottleneck, ``motion`` is in [0, 1]."""
-        n_tokens, code_dim = self.config.model.n_tokens, self.config.quantizer.code_dim
+        n_tokens, quantizer = self.config.model.n_tokens, self.config.quantizer
         return pa.schema(
             [
                 *BASE_FIELDS,
-                ("latent", pa.list_(pa.float32(), n_tokens * code_dim)),
-                ("codes", pa.list_(pa.uint16(), n_tokens)),
+                ("latent", pa.list_(pa.float32(), n_tokens * quantizer.dim)),
+                ("codes", pa.list_(pa.uint16(), n_tokens * quantizer.codes_per_token)),
                 ("recon_gain", pa.float32()),
                 ("motion", pa.float32()),
             ]

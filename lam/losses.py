@@ -42,7 +42,7 @@ def lam_loss(output: Output, first: Tensor, second: Tensor, weight: Tensor) -> d
     """
     terms = {"prediction": relative_error(output.residual, second - first, weight)}
     if output.quantized.loss.requires_grad:
-        terms["commitment"] = output.quantized.loss
+        terms["quantizer"] = output.quantized.loss
     return terms
 
 

@@ -39,19 +39,19 @@ class LatentActionModel(nn.Module):
 
     def __init__(self, model: ModelConfig, quantizer: QuantizerConfig, vectors_per_step: int) -> None:
         super().__init__()
-        self.encoder = PairEncoder(model, quantizer.code_dim)
         self.quantizer = build_quantizer(quantizer, vectors_per_step)
-        self.decoder = ForwardModel(model, quantizer.code_dim)
+        self.encoder = PairEncoder(model, self.quantizer.input_dim)
+        self.decoder = ForwardModel(model, quantizer.dim)
         self.to(memory_format=torch.channels_last)  # 1.3 times faster on a CPU
 
     def forward(self, first: Tensor, second: Tensor) -> Output:
         """Encodes and predicts pairs; ``first`` and ``second`` are float32 [B, 3, S, S] in [0, 1]."""
         latent = self.encode(first, second)
         quantized = self.quantizer(latent)
-        return Output(latent, quantized, self.predict(first, quantized.z))
+        return Output(quantized.latent, quantized, self.predict(first, quantized.z))
 
     def encode(self, first: Tensor, second: Tensor) -> Tensor:
-        """Returns the pre-quantisation latent, float32 [B, N, D], of pairs float32 [B, 3, S, S] in [0, 1]."""
+        """Returns what the quantiser takes, float32 [B, N, input_dim], of pairs float32 [B, 3, S, S] in [0, 1]."""
         return self.encoder(first, second)  # type: ignore[no-any-return]
 
     def predict(self, first: Tensor, z: Tensor) -> Tensor:

@@ -74,8 +74,9 @@ def run_pairs(model: LatentActionModel, first: Tensor, second: Tensor, z: Tensor
 
 
 def _no_rows(model: LatentActionModel) -> Rows:
-    n_tokens, code_dim = model.encoder.shape
-    codes = np.zeros((0, n_tokens), np.uint16) if model.quantizer.n_codes else None
+    n_tokens, code_dim = model.encoder.shape[0], model.quantizer.config.dim
+    n_positions = n_tokens * model.quantizer.config.codes_per_token
+    codes = np.zeros((0, n_positions), np.uint16) if model.quantizer.n_codes else None
     return Rows(np.zeros((0, n_tokens, code_dim), np.float32), codes, np.zeros(0), np.zeros(0), np.zeros(0, np.float32))
 
 
@@ -83,15 +84,14 @@ def _run_batch(model: LatentActionModel, first: Tensor, second: Tensor, z: Tenso
     device = next(model.parameters()).device
     count = len(first)
     a, b = (as_input(_padded(frames)).to(device) for frames in (first, second))
-    latent = model.encode(a, b)
-    quantized = model.quantizer(latent)
+    quantized = model.quantizer(model.encode(a, b))
     residual = model.predict(a, quantized.z if z is None else _padded(z).to(device))
     change = b - a
     error = (residual - change).square().flatten(1).mean(1)
     copy_error = change.square().flatten(1).mean(1)
     codes = None if quantized.codes is None else quantized.codes[:count].cpu().numpy().astype(np.uint16)
     return Rows(
-        latent[:count].cpu().numpy(),
+        quantized.latent[:count].cpu().numpy(),
         codes,
         error[:count].double().cpu().numpy(),
         copy_error[:count].double().cpu().numpy(),
