@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lam.config import LAMConfig
 from lam.model import LatentActionModel
 from lam.pairs import Pair, label_pairs
-from lam.run import Rows, load_model, run_pairs
+from lam.run import Rows, load_model, pair_context, run_pairs
 from pyramid import files
 from pyramid.config import to_dict
 from pyramid.errors import SkipItemError
@@ -94,7 +94,10 @@ class LAMLabeler:
         place = {index: row for row, index in enumerate(wanted)}
         first = frames[[place[pair.first] for pair in pairs]]
         second = frames[[place[pair.second] for pair in pairs]]
-        return self._table(sample, pairs, run_pairs(self.model, first, second))
+        told = pair_context(
+            self.config, [pair.gap_s for pair in pairs], [str(sample.meta.get("text", ""))] * len(pairs)
+        )
+        return self._table(sample, pairs, run_pairs(self.model, first, second, context=told))
 
     def _table(self, sample: Sample, pairs: Sequence[Pair], rows: Rows) -> pa.Table:
         schema, count = self.schema(), len(pairs)
