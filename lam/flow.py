@@ -36,7 +36,7 @@ class FlowTarget(nn.Module):
         self.raft: Any = getattr(optical_flow, config.flow_model)(weights=None)
         try:
             self.raft.load_state_dict(_read(config.flow_weights), strict=True)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # What a broken file raises has no common base.
             what = " ".join(str(error).split())[:200]
             raise ConfigError(f"'{config.flow_weights}' holds no weights of {config.flow_model}: {what}") from error
         self.requires_grad_(False)

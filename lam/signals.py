@@ -153,7 +153,7 @@ class PairSignals:
             if row is not None and name in statistics and np.isfinite(row).all():
                 if len(row) != len(statistics[name]["mean"]):
                     raise ConfigError(f"clips of embodiment '{name}' differ in the number of their dimensions")
-                values[place, : len(row)] = torch.from_numpy(np.asarray(row, np.float32))
+                values[place, : len(row)] = torch.tensor(row, dtype=torch.float32)
                 known[place], embodiment[place] = True, names.index(name)
         return Measured(values, embodiment, known)
 
