@@ -30,6 +30,8 @@ SMALLER = {
     "trainer.batch_size": 4,
     "trainer.warmup_steps": 0,
     "trainer.precision": "32-true",
+    "trainer.devices": 1,
+    "trainer.ema_decay": 0.0,
 }
 
 
