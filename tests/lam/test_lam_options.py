@@ -11,7 +11,7 @@ import pytest
 import sprites
 import tiny_hub
 import torch
-from conftest import SMALL
+from lam_variants import SMALL, features_of, made
 
 from lam.camera import global_motion, moved_back
 from lam.config import LAMConfig, ObjectiveConfig, TextConfig
@@ -19,13 +19,12 @@ from lam.evaluate import evaluate_lam
 from lam.flow import FlowTarget
 from lam.label import load
 from lam.losses import measured_terms
-from lam.pairs import PairSampler, label_pairs
+from lam.pairs import label_pairs
 from lam.prepare import Frames, focus_of, prepare
 from lam.run import load_model
 from lam.signals import labelled_clips
-from lam.sources import find_sources
 from lam.text import TextEmbedder
-from lam.train import build_module, train_lam
+from lam.train import train_lam
 from lam.views import Context
 from pyramid import parquet
 from pyramid.config import resolve
@@ -33,40 +32,6 @@ from pyramid.errors import ConfigError, DataError
 from pyramid.rng import torch_generator
 from pyramid.shards.frames import ClipFrames
 from pyramid.shards.reader import ShardSet
-
-TRANSFORMER = {
-    "model.encoder": "transformer",
-    "model.decoder": "transformer",
-    "model.width": 16,
-    "model.heads": 2,
-    "model.encoder_depth": 1,
-    "model.decoder_depth": 1,
-    "model.patch_px": 8,
-}
-
-
-def made(shards, **options):
-    """A module, its sampler and its sources, as training makes them."""
-    config = resolve(LAMConfig, "lam/tiny", **{**SMALL, **options})
-    clips = ClipFrames.open(shards, split="train", size_px=config.model.image_size_px)
-    sources = find_sources(config, clips)
-    sampler = PairSampler(
-        clips,
-        config.pairs,
-        seed=config.trainer.seed,
-        batch_size=config.trainer.batch_size,
-        signals=sources.signals(clips, config),
-    )
-    return build_module(config, sources).train(), sampler, sources
-
-
-def features_of(tmp_path, kind="dinov2"):
-    return {
-        **TRANSFORMER,
-        "target.kind": "features",
-        "target.vision_model": tiny_hub.save_vision(kind, tmp_path / kind),
-    }
-
 
 # Labelled pairs
 
@@ -328,7 +293,7 @@ def test_two_stages_end_to_end(shards, tmp_path):
         (table,) = load(folder).label([sample])
         assert len(table["latent"][0]) == width
         assert len(table["codes"][0]) == codes
-        assert evaluate_lam(shards, model=folder, n_pairs=40).pairs == 40
+    assert evaluate_lam(shards, model=second, n_pairs=40).pairs == 40
     with pytest.raises(ConfigError, match="without instructions"):
         resolve(LAMConfig, "lam/tiny", **{**common, **text, "stage1": first})
 
@@ -342,7 +307,7 @@ def test_a_continuous_first_stage_is_refused(shards, tmp_path):
 # Every variant can be trained, saved, labelled with and evaluated
 
 
-@pytest.mark.parametrize("kind", ["residual_vq", "vae", "lfq"])
+@pytest.mark.parametrize("kind", ["residual_vq", *(pytest.param(k, marks=pytest.mark.slow) for k in ("vae", "lfq"))])
 def test_labels_of_every_width(shards, tmp_path, kind):
     train_lam(shards, out=str(tmp_path), **{**SMALL, "trainer.max_steps": 2, "quantizer.kind": kind})
     (table,) = load(str(tmp_path)).label([ShardSet.open(shards).read(0)])

@@ -73,7 +73,10 @@ def test_the_published_numbers_stand_in_the_presets():
     assert (univla.model.n_tokens, univla.quantizer.n_codes, univla.quantizer.dim) == (4, 16, 128)
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS if n not in ("tiny", "paper-univla-stage2")])
+@pytest.mark.parametrize(
+    "name",  # UniVLA's second stage comes with its first
+    ["small", *(pytest.param(f"paper-{n}", marks=pytest.mark.slow) for n in ("lapa", "univla-stage1", "gr00t"))],
+)
 def test_a_preset_made_tiny_trains_and_is_evaluated(name, shards, tmp_path):
     config = resolve(LAMConfig, f"lam/{name}", **SMALLER)
     if config.target.vision_model:
