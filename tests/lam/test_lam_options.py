@@ -27,7 +27,7 @@ from lam.text import TextEmbedder
 from lam.train import train_lam
 from lam.views import Context
 from pyramid import parquet
-from pyramid.config import resolve
+from pyramid.config import dump_yaml, resolve
 from pyramid.errors import ConfigError, DataError
 from pyramid.rng import torch_generator
 from pyramid.shards.frames import ClipFrames
@@ -330,3 +330,21 @@ def test_a_feature_model_needs_nothing_but_its_folder(shards, tmp_path):
     shutil.rmtree(options["target.vision_model"])
     (after,) = load(out).label([sample])
     assert after.equals(before)
+
+
+@pytest.mark.parametrize("kind", ["residual_vq", "none"])
+def test_a_policy_gets_whole_tokens_whatever_codes_they_have(kind, tmp_path):
+    from pyramid.labels.engine import label
+    from pyramid.mixture.batch import open_mixture
+
+    videos = sprites.make_shards(tmp_path, n_train=2, n_val=0, n_frames=16)
+    options = {**SMALL, "trainer.max_steps": 1, "quantizer.kind": kind, "quantizer.stages": 3}
+    train_lam(videos, out=str(tmp_path / "model"), **options)
+    labels = str(tmp_path / "labels")
+    label(videos, labeler="lam", model=str(tmp_path / "model"), out=labels)
+    source = {"shards": videos, "use": "latent", "labels": labels}
+    spec = {"tiers": {"base": {"weight": 1.0, "sources": {"human": source}}}, "horizon": 4, "seed": 0}
+    (tmp_path / "mix.yaml").write_text(dump_yaml(spec))
+    stream = open_mixture(str(tmp_path / "mix.yaml"), batch_size=2, image_size=32)
+    (embodiment,) = stream.embodiments.values()
+    assert (embodiment.horizon, embodiment.action_dim) == (4, 16)
