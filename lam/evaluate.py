@@ -20,7 +20,9 @@ from lam.model import LatentActionModel
 from lam.pairs import PairSampler
 from lam.probes import ProbeData, global_shift, mlp_probe, ridge_probe
 from lam.result import LAMEvaluation, Probe, judge
-from lam.run import Rows, load_model, run_pairs
+from lam.run import Rows, load_model, pair_context, run_pairs
+from lam.signals import mean_action
+from lam.views import Context
 from pyramid import files
 from pyramid.errors import DataError
 from pyramid.shards.frames import ClipFrames
@@ -39,6 +41,7 @@ class _Collected(NamedTuple):
     clip: NDArray[np.int64]
     first: Tensor
     second: Tensor
+    context: Context
     actions: list[tuple[str, NDArray[np.float32]] | None]
 
 
@@ -71,7 +74,7 @@ def evaluate_lam(
         raise DataError(f"n_pairs must be at least 2, got {n_pairs}")
     network, config, _ = load_model(model, device)
     held = _collect(shards, "val", config, n_pairs, seed)
-    rows = run_pairs(network, held.first, held.second)
+    rows = _run(network, held)
     fitted = _collect(shards, "train", config, n_pairs, seed) if _has_split(shards, "train") else None
     probes, camera = _probe(network, fitted, held, rows) if fitted else ({}, None)
     known = [probe.linear for probe in probes.values() if probe.linear is not None]
@@ -113,11 +116,17 @@ def _collect(shards: str | Sequence[str], split: Split, config: LAMConfig, n_pai
     actions: list[tuple[str, NDArray[np.float32]] | None] = []
     for index, pair, _ in drawn:
         sample = clips.sample(index)
-        mean = None if sample.action is None else sample.action[pair.first : pair.second].mean(0)
-        usable = mean is not None and bool(np.isfinite(mean).all())
-        actions.append((str(sample.meta["embodiment"]), mean) if mean is not None and usable else None)
+        mean = mean_action(sample.action, pair)
+        actions.append(None if mean is None else (str(sample.meta["embodiment"]), mean))
     first, second = (torch.stack(frames) for frames in zip(*(frames for _, _, frames in drawn), strict=True))
-    return _Collected(np.array([index for index, _, _ in drawn], np.int64), first, second, actions)
+    context = pair_context(
+        config, [pair.gap_s for _, pair, _ in drawn], [clips.rows[index]["text"] or "" for index, _, _ in drawn]
+    )
+    return _Collected(np.array([index for index, _, _ in drawn], np.int64), first, second, context, actions)
+
+
+def _run(network: LatentActionModel, collected: _Collected) -> Rows:
+    return run_pairs(network, collected.first, collected.second, context=collected.context)
 
 
 def _code_measures(network: LatentActionModel, rows: Rows, held: _Collected, config: LAMConfig) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def _code_measures(network: LatentActionModel, rows: Rows, held: _Collected, con
         return dict.fromkeys(("perplexity", "sequences", "sequence_bits", "static_fraction"))
     still = rows.motion < config.pairs.static_threshold
     # A frame with itself is a still pair that every corpus has.
-    itself = run_pairs(network, held.first, held.first).codes
+    itself = run_pairs(network, held.first, held.first, context=held.context).codes
     assert itself is not None  # noqa: S101  # the bottleneck has codes
     return {
         "perplexity": metrics.perplexity(rows.codes, network.quantizer.n_codes),
@@ -138,9 +147,10 @@ def _code_measures(network: LatentActionModel, rows: Rows, held: _Collected, con
 def _swapped_measures(network: LatentActionModel, rows: Rows, held: _Collected) -> dict[str, Any]:
     partner = metrics.partners(held.clip)
     z = _tokens(network, rows)
-    swapped = run_pairs(network, held.first, held.second, z[partner])
+    swapped = run_pairs(network, held.first, held.second, z[partner], held.context)
     foreign = held.clip != held.clip[partner]
-    unrelated = run_pairs(network, held.first[foreign], held.second[partner][foreign])
+    theirs = Context(*(None if part is None else part[torch.from_numpy(foreign)] for part in held.context))
+    unrelated = run_pairs(network, held.first[foreign], held.second[partner][foreign], context=theirs)
     return {
         "shuffle_gap": metrics.psnr_gap(rows.error, swapped.error),
         "leakage": metrics.leakage(rows.error, rows.copy_error, unrelated.error, unrelated.copy_error),
@@ -156,7 +166,7 @@ def _tokens(network: LatentActionModel, rows: Rows) -> Tensor:
 def _probe(
     network: LatentActionModel, fitted: _Collected, held: _Collected, held_rows: Rows
 ) -> tuple[dict[str, Probe], float | None]:
-    fitted_rows = run_pairs(network, fitted.first, fitted.second)
+    fitted_rows = _run(network, fitted)
     sides = ((fitted, fitted_rows), (held, held_rows))
     camera = [ProbeData(_flat(rows.latent), global_shift(c.first, c.second), c.clip) for c, rows in sides]
     moving = camera[1].y.std(0).max() > _CAMERA_STD_PX

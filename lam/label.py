@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from lam.config import LAMConfig
 from lam.model import LatentActionModel
 from lam.pairs import Pair, label_pairs
-from lam.run import Rows, load_model, run_pairs
+from lam.run import Rows, load_model, pair_context, run_pairs
 from pyramid import files
 from pyramid.config import to_dict
 from pyramid.errors import SkipItemError
 from pyramid.labels.protocol import BASE_FIELDS, FLAG_STATIC
+from pyramid.labels.table import EMPTY
 from pyramid.shards.frames import cuts_of, resized_frames
 from pyramid.shards.reader import Sample
 
@@ -54,7 +55,8 @@ class LAMLabeler:
             "model": self.weights_sha256,
             "config": to_dict(self.config),
             "n_tokens": self.config.model.n_tokens,
-            "code_dim": self.config.quantizer.code_dim,
+            "code_dim": self.config.quantizer.dim,
+            "codes_per_token": self.config.quantizer.codes_per_token,
             "n_codes": self.config.quantizer.n_codes,
             "gap_policy": {"gap_s": pairs.gap_s, "label_hz": pairs.label_hz, "clamped": False},
             "normaliser": None,
@@ -62,12 +64,13 @@ class LAMLabeler:
 
     def schema(self) -> pa.Schema:
         """Returns the columns; ``codes`` are null for a continuous bottleneck, ``motion`` is in [0, 1]."""
-        n_tokens, code_dim = self.config.model.n_tokens, self.config.quantizer.code_dim
+        n_tokens, quantizer = self.config.model.n_tokens, self.config.quantizer
+        continuous = None if quantizer.n_codes else {EMPTY: b"continuous bottleneck"}
         return pa.schema(
             [
                 *BASE_FIELDS,
-                ("latent", pa.list_(pa.float32(), n_tokens * code_dim)),
-                ("codes", pa.list_(pa.uint16(), n_tokens)),
+                ("latent", pa.list_(pa.float32(), n_tokens * quantizer.dim)),
+                pa.field("codes", pa.list_(pa.uint16(), n_tokens * quantizer.codes_per_token), metadata=continuous),
                 ("recon_gain", pa.float32()),
                 ("motion", pa.float32()),
             ]
@@ -93,7 +96,10 @@ class LAMLabeler:
         place = {index: row for row, index in enumerate(wanted)}
         first = frames[[place[pair.first] for pair in pairs]]
         second = frames[[place[pair.second] for pair in pairs]]
-        return self._table(sample, pairs, run_pairs(self.model, first, second))
+        told = pair_context(
+            self.config, [pair.gap_s for pair in pairs], [str(sample.meta.get("text", ""))] * len(pairs)
+        )
+        return self._table(sample, pairs, run_pairs(self.model, first, second, context=told))
 
     def _table(self, sample: Sample, pairs: Sequence[Pair], rows: Rows) -> pa.Table:
         schema, count = self.schema(), len(pairs)

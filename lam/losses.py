@@ -1,6 +1,7 @@
-"""The loss of the latent-action model: error of the predicted change, in units of the change itself.
+"""The loss of the latent-action model: error of the predicted change, in units of the change itself, and further terms.
 
-Every term carries a gradient; which pairs count how much is decided by `lam.pairs`.
+Every term carries a gradient; which pairs count how much is decided by `lam.pairs`, which places by `lam.prepare`.
+Shapes: B batch, C channels, H side of the target's map.
 """
 
 from __future__ import annotations
@@ -8,41 +9,61 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lam.model import Output
+from lam.model import LatentActionModel, Output
+from lam.pairs import PairBatch
 
-__all__ = ["code_usage", "lam_loss", "relative_error"]
+__all__ = ["code_usage", "lam_loss", "measured_terms", "relative_error"]
 
 
-def relative_error(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def relative_error(predicted: Tensor, target: Tensor, weight: Tensor, focus: Tensor | None = None) -> Tensor:
     """Weighted squared error of a predicted change over that of predicting none: 1 is a copy, 0 is perfect.
 
     The scale keeps this term and the quantiser's comparable on dark and bright, slow and fast video alike.
 
     Args:
-        predicted: float [B, ...], predicted change.
-        target: float [B, ...], true change, same shape.
+        predicted: float [B, C, H, H], predicted change.
+        target: float [B, C, H, H], true change, same shape.
         weight: float [B], >= 0.
+        focus: float [B, 1, H, H], weight of each place, >= 0; None counts all alike.
 
     Returns:
         float32 [], >= 0.
     """
-    error = (predicted.float() - target).square().flatten(1).mean(1)
-    copy = target.square().flatten(1).mean(1)
+    places = 1.0 if focus is None else focus
+    error = ((predicted.float() - target).square() * places).flatten(1).mean(1)
+    copy = (target.square() * places).flatten(1).mean(1)
     return (error * weight).sum() / ((copy * weight).sum() + 1e-6)
 
 
-def lam_loss(output: Output, first: Tensor, second: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """Returns the terms of the loss, each a float32 []; their sum is what training minimises.
+def lam_loss(output: Output, change: Tensor, weight: Tensor, focus: Tensor | None = None) -> dict[str, Tensor]:
+    """Returns the terms of the loss that every model has, each a float32 []; their sum is what training minimises.
 
     Args:
         output: the model's pass over the pairs.
-        first: float32 [B, 3, S, S] in [0, 1].
-        second: float32 [B, 3, S, S] in [0, 1].
+        change: float32 [B, C, H, H], true change of the target.
         weight: float32 [B], weight of each pair, >= 0.
+        focus: float32 [B, 1, H, H], weight of each place.
     """
-    terms = {"prediction": relative_error(output.residual, second - first, weight)}
-    if output.quantized.loss.requires_grad:
-        terms["commitment"] = output.quantized.loss
+    terms = {"prediction": relative_error(output.change, change, weight, focus)}
+    if output.tokens.loss.requires_grad:
+        terms["quantizer"] = output.tokens.loss
+    return terms
+
+
+def measured_terms(model: LatentActionModel, output: Output, batch: PairBatch) -> dict[str, Tensor]:
+    """Returns the weighted terms that need what a robot measured: ``action``, ``proprio``; none if no row has it."""
+    objectives, terms = model.config.objectives, {}
+    if model.action_head is not None and batch.action is not None:
+        rows = batch.action.known
+        if rows.any():
+            values = batch.action.values[rows], batch.action.embodiment[rows]
+            terms["action"] = objectives.action_weight * model.action_head(output.latent[rows], *values)
+    if model.proprio_head is not None and batch.state is not None and batch.later is not None:
+        rows = batch.state.known
+        if rows.any():
+            z, names = output.tokens.quantized.z[rows], batch.state.embodiment[rows]
+            states = batch.state.values[rows], batch.later.values[rows]
+            terms["proprio"] = objectives.proprio_weight * model.proprio_head(z, *states, names)
     return terms
 
 

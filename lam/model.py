@@ -1,155 +1,190 @@
 """The latent-action model: an encoder of frame pairs, a quantiser, and a forward model of one frame and the tokens.
 
 Which pairs it sees is left to `lam.pairs`, what it minimises to `lam.losses`. Shapes: B batch, N tokens, D code width,
-S image side.
+S image side, C channels and H side of the target's map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lam.config import ModelConfig, QuantizerConfig
+from lam.config import LAMConfig, QuantizerConfig
+from lam.decoders import FiLMDecoder, TransformerDecoder
+from lam.encoders import CNNEncoder, TransformerEncoder
+from lam.facts import ModelFacts
+from lam.features import FrozenFeatures
+from lam.heads import ActionHead, ProprioHead
 from lam.quantizers import Quantized, build_quantizer
+from lam.views import Context, Spec, View
+from pyramid.config import from_dict
 
-__all__ = ["LatentActionModel", "Output", "build_model"]
+__all__ = ["FLOW_CHANNELS", "Background", "LatentActionModel", "Output", "Tokens", "build_model", "load_frozen"]
+
+FLOW_CHANNELS = 2
+
+
+class Tokens(NamedTuple):
+    """What the encoder and the bottlenecks make of a pair."""
+
+    quantized: Quantized
+    """The tokens that are the latent action."""
+    background: Tensor | None
+    """float32 [B, M, D1]: tokens of the first stage's codebook; None in one stage."""
+    loss: Tensor
+    """float32 []: what the bottlenecks add to the loss."""
 
 
 class Output(NamedTuple):
     """One pass over a batch of pairs."""
 
-    latent: Tensor
-    """float32 [B, N, D], before quantisation."""
-    quantized: Quantized
-    """What the bottleneck let through."""
-    residual: Tensor
-    """float32 [B, 3, S, S]: predicted change from the first frame to the second, in [0, 1] units of intensity."""
+    tokens: Tokens
+    """What the bottlenecks let through."""
+    change: Tensor
+    """float32 [B, C, H, H]: predicted change of the target from the first frame to the second."""
+    flow: Tensor | None
+    """float32 [B, 2, H, H]: predicted optical flow, shares of the image's side; None without that objective."""
+
+    @property
+    def latent(self) -> Tensor:
+        """float32 [B, N, D], before quantisation."""
+        return self.tokens.quantized.latent
+
+
+class Background(nn.Module):
+    """The codes of a first stage, frozen: they take what instructions do not say (UniVLA, arXiv 2505.06111).
+
+    Args:
+        config: the quantiser of the first stage.
+        n_tokens: its tokens.
+    """
+
+    def __init__(self, config: QuantizerConfig, n_tokens: int) -> None:
+        super().__init__()
+        self.quantizer = build_quantizer(config, vectors_per_step=1).requires_grad_(False).eval()
+        self.spec: Spec = (n_tokens, config.dim)
+        self.commitment = config.commitment
+
+    def train(self, mode: bool = True) -> Background:
+        """Stays in eval mode: frozen."""
+        return super().train(False)
+
+    def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns tokens float32 [B, M, D1] of e, same shape, with a gradient straight through, and the commitment."""
+        code = self.quantizer(e.float()).z.detach()
+        return e + (code - e).detach(), self.commitment * nn.functional.mse_loss(e, code)
 
 
 class LatentActionModel(nn.Module):
     """What changed between two frames, as N small tokens, and the second frame predicted from the first and them.
 
     Args:
-        model: network sizes.
-        quantizer: bottleneck.
-        vectors_per_step: batch size times tokens of a training step (for the dead-code threshold).
+        config: everything about it.
+        facts: what the config does not say.
     """
 
-    def __init__(self, model: ModelConfig, quantizer: QuantizerConfig, vectors_per_step: int) -> None:
+    def __init__(self, config: LAMConfig, facts: ModelFacts) -> None:
         super().__init__()
-        self.encoder = PairEncoder(model, quantizer.code_dim)
-        self.quantizer = build_quantizer(quantizer, vectors_per_step)
-        self.decoder = ForwardModel(model, quantizer.code_dim)
+        self.config, self.facts = config, facts
+        model, trainer = config.model, config.trainer
+        vectors = (
+            trainer.batch_size * trainer.devices * model.n_tokens
+        )  # codes are counted over all ranks, at each pass
+        self.quantizer = build_quantizer(config.quantizer, vectors)
+        self.features = (
+            FrozenFeatures.described_by(facts.vision, config.target, model.image_size_px) if facts.vision else None
+        )
+        self.background = (
+            Background(from_dict(QuantizerConfig, facts.stage1["quantizer"]), facts.stage1["n_tokens"])
+            if facts.stage1
+            else None
+        )
+        behind = [self.background.spec] if self.background else []
+        self.channels = self.features.dim if self.features else 3
+        self.encoder = self._encoder([(model.n_tokens, self.quantizer.input_dim), *behind])
+        self.decoder = self._decoder([(model.n_tokens, config.quantizer.dim), *behind])
+        d_latent = model.n_tokens * config.quantizer.dim
+        self.action_head = ActionHead(facts.actions, d_latent) if facts.actions else None
+        self.proprio_head = ProprioHead(facts.states, d_latent) if facts.states else None
         self.to(memory_format=torch.channels_last)  # 1.3 times faster on a CPU
 
-    def forward(self, first: Tensor, second: Tensor) -> Output:
-        """Encodes and predicts pairs; ``first`` and ``second`` are float32 [B, 3, S, S] in [0, 1]."""
-        latent = self.encode(first, second)
-        quantized = self.quantizer(latent)
-        return Output(latent, quantized, self.predict(first, quantized.z))
+    def _encoder(self, specs: list[Spec]) -> nn.Module:
+        model = self.config.model
+        if model.encoder == "cnn":
+            return CNNEncoder(model, specs)
+        dim, grid = self._grid(seen=model.encoder_input == "features")
+        return TransformerEncoder(model, specs, dim, grid, self.facts.text_dim)
 
-    def encode(self, first: Tensor, second: Tensor) -> Tensor:
-        """Returns the pre-quantisation latent, float32 [B, N, D], of pairs float32 [B, 3, S, S] in [0, 1]."""
-        return self.encoder(first, second)  # type: ignore[no-any-return]
+    def _decoder(self, specs: list[Spec]) -> nn.Module:
+        model = self.config.model
+        channels = self.channels + (FLOW_CHANNELS if self.config.objectives.flow_weight else 0)
+        if model.decoder == "film":
+            return FiLMDecoder(model, specs, channels)
+        dim, grid = self._grid(seen=self.features is not None)
+        return TransformerDecoder(model, specs, channels, feature_dim=dim, grid=grid, text_dim=self.facts.text_dim)
 
-    def predict(self, first: Tensor, z: Tensor) -> Tensor:
-        """Returns the predicted change, float32 [B, 3, S, S], from first frames and tokens float32 [B, N, D] alone."""
-        return self.decoder(first, z)  # type: ignore[no-any-return]
+    def _grid(self, *, seen: bool) -> tuple[int, int]:
+        if seen and self.features is not None:
+            return self.features.dim, self.features.grid
+        return 0, self.config.model.image_size_px // self.config.model.patch_px
+
+    def forward(self, first: View, second: View, context: Context) -> Output:
+        """Encodes and predicts pairs of frames."""
+        tokens = self.tokens(first, second, context)
+        change, flow = self.predict(first, tokens.quantized.z, context, tokens.background)
+        return Output(tokens, change, flow)
+
+    def look(self, pixels: Tensor) -> View:
+        """Returns the view of frames, float32 [B, 3, S, S] in [0, 1]."""
+        return View(pixels, None if self.features is None else self.features(pixels))
+
+    def target(self, view: View) -> Tensor:
+        """Returns what of a frame is predicted, float32 [B, C, H, H]: pixels or features."""
+        return view.pixels if view.features is None else view.features
+
+    def tokens(self, first: View, second: View, context: Context) -> Tokens:
+        """Encodes pairs and passes them through the bottlenecks."""
+        e, *behind = self.encoder(first, second, context)
+        quantized = self.quantizer(e)
+        if self.background is None:
+            return Tokens(quantized, None, quantized.loss)
+        z, loss = self.background(behind[0])
+        return Tokens(quantized, z, quantized.loss + loss)
+
+    def predict(
+        self, first: View, z: Tensor, context: Context, background: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the predicted change float32 [B, C, H, H], and flow, from first frames and tokens alone.
+
+        Args:
+            first: first frames.
+            z: float32 [B, N, D].
+            context: gap and instruction.
+            background: float32 [B, M, D1], tokens of the first stage's codebook, in two stages.
+        """
+        out = self.decoder(first, [z] if background is None else [z, background], context)
+        if not self.config.objectives.flow_weight:
+            return out, None
+        return out[:, : self.channels], out[:, self.channels :]
 
 
-class PairEncoder(nn.Module):
-    """CNN on both frames and their difference; the difference input is what lets a small network train."""
-
-    def __init__(self, config: ModelConfig, code_dim: int) -> None:
-        super().__init__()
-        fine, middle, coarse = config.encoder_widths
-        self.shape = (config.n_tokens, code_dim)
-        self.body = nn.Sequential(
-            _conv(9, fine, kernel=5, stride=2),
-            _conv(fine, middle, stride=2),
-            _Residual(middle),
-            _conv(middle, coarse, stride=2),
-            _Residual(coarse),
-        )
-        cells = (config.image_size_px // 8) ** 2
-        self.head = nn.Linear(coarse * cells, config.n_tokens * code_dim)
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        x = torch.cat([first - 0.5, second - 0.5, second - first], dim=1).contiguous(memory_format=torch.channels_last)
-        return self.head(self.body(x).flatten(1)).float().unflatten(1, self.shape)  # type: ignore[no-any-return]
+def build_model(config: LAMConfig, facts: ModelFacts | None = None) -> LatentActionModel:
+    """Builds the untrained model, frozen parts included (their weights: `load_frozen`)."""
+    return LatentActionModel(config, facts or ModelFacts())
 
 
-class ForwardModel(nn.Module):
-    """U-Net on the first frame, steered by the tokens through FiLM (arXiv 1709.07871) alone.
+def load_frozen(model: LatentActionModel, vision: FrozenFeatures | None, stage1: Mapping[str, Tensor] | None) -> None:
+    """Gives a freshly built model the weights of its frozen parts.
 
-    FiLM acts on all places alike, so tokens must say how to move what the first frame shows. Given a map of places
-    too, they paint the second frame wherever it differs: better pictures (3 dB on moving discs) of which a linear probe
-    reads no action at all (R2 -.1 instead of .8 with a continuous bottleneck, -.1 instead of .6 with 8 codes).
-
-    Its inputs are the first frame and the tokens, so nothing of the second frame can reach it past the bottleneck. The
-    last convolution starts at zero: an untrained model predicts "no change", the copy of the first frame.
+    Args:
+        model: the model.
+        vision: the pretrained vision model; None without one.
+        stage1: state of the first stage's quantiser; None in one stage.
     """
-
-    def __init__(self, config: ModelConfig, code_dim: int) -> None:
-        super().__init__()
-        fine, middle, coarse = config.decoder_widths
-        tokens = config.n_tokens * code_dim
-        self.down_fine = _conv(12, fine)
-        self.down_middle = _conv(fine, middle, stride=2)
-        self.down_coarse = _conv(middle, coarse, stride=2)
-        self.bottom = nn.ModuleList([_FiLM(coarse, coarse, tokens), _FiLM(coarse, coarse, tokens)])
-        self.up_middle = _FiLM(coarse + middle, middle, tokens)
-        self.up_fine = _FiLM(middle + fine, fine, tokens)
-        self.out = nn.Conv2d(fine, 12, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
-
-    def forward(self, first: Tensor, z: Tensor) -> Tensor:
-        code = z.flatten(1)
-        x = nn.functional.pixel_unshuffle(first - 0.5, 2).contiguous(memory_format=torch.channels_last)
-        fine = self.down_fine(x)
-        middle = self.down_middle(fine)
-        x = self.down_coarse(middle)
-        for block in self.bottom:
-            x = block(x, code)
-        x = self.up_middle(torch.cat([_twice(x), middle], dim=1), code)
-        x = self.up_fine(torch.cat([_twice(x), fine], dim=1), code)
-        return nn.functional.pixel_shuffle(self.out(x), 2).float()
-
-
-class _FiLM(nn.Module):
-    """Convolution whose normalised channels are scaled and shifted by the code."""
-
-    def __init__(self, d_in: int, d_out: int, d_code: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(d_in, d_out, 3, padding=1)
-        self.norm = nn.GroupNorm(8, d_out)
-        self.film = nn.Linear(d_code, 2 * d_out)
-
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        scale, shift = self.film(code)[:, :, None, None].chunk(2, dim=1)
-        return nn.functional.silu(self.norm(self.conv(x)) * (1 + scale) + shift)
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(_conv(width, width), nn.Conv2d(width, width, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.silu(x + self.body(x))
-
-
-def _conv(d_in: int, d_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(d_in, d_out, kernel, stride, padding=kernel // 2), nn.GroupNorm(8, d_out), nn.SiLU())
-
-
-def _twice(x: Tensor) -> Tensor:
-    return nn.functional.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def build_model(model: ModelConfig, quantizer: QuantizerConfig, *, batch_size: int) -> LatentActionModel:
-    """Builds the untrained model; ``batch_size`` (pairs per training step) scales the dead-code threshold."""
-    return LatentActionModel(model, quantizer, vectors_per_step=batch_size * model.n_tokens)
+    if model.features is not None and vision is not None:
+        model.features.load_state_dict(vision.state_dict(), strict=True)
+    if model.background is not None and stage1 is not None:
+        model.background.quantizer.load_state_dict(stage1, strict=True)

@@ -6,7 +6,7 @@ Decoding is left to `pyramid.shards.frames`. A pair is never clamped to a clip's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pyramid.errors import DataError
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames
 
-__all__ = ["Pair", "PairBatch", "PairSampler", "as_input", "find_pair", "label_pairs", "motion"]
+__all__ = ["Measured", "Pair", "PairBatch", "PairSampler", "find_pair", "label_pairs", "motion"]
 
 _BLOCKS = 8
 _DRAWS = 64
@@ -38,8 +38,19 @@ class Pair(NamedTuple):
     """True time between them, seconds."""
 
 
+class Measured(NamedTuple):
+    """What a robot measured, of several embodiments in one array."""
+
+    values: Tensor
+    """float32 [B, A], physical units; 0 beyond an embodiment's own dimensions."""
+    embodiment: Tensor
+    """int64 [B], place of the embodiment in the sorted names."""
+    known: Tensor
+    """bool [B]: whether the row holds anything."""
+
+
 class PairBatch(NamedTuple):
-    """Pairs of one training step."""
+    """Pairs of one training step; what a model is not trained with is None."""
 
     first: Tensor
     """uint8 [B, 3, S, S], RGB."""
@@ -49,6 +60,20 @@ class PairBatch(NamedTuple):
     """float32 [B] in [0, 1]: what each pair counts in the loss."""
     motion: Tensor
     """float32 [B] in [0, 1], see `motion`."""
+    gap_s: Tensor
+    """float32 [B]: true gaps, seconds."""
+    text: Tensor | None = None
+    """float32 [B, M, W], see `lam.text`."""
+    text_mask: Tensor | None = None
+    """bool [B, M], True = a word."""
+    boxes: Tensor | None = None
+    """float32 [B, 4]: x0, y0, x1, y1 as shares of the sides; NaN without a box."""
+    action: Measured | None = None
+    """Mean action over the gap, of labelled episodes."""
+    state: Measured | None = None
+    """Proprioception at the first frame."""
+    later: Measured | None = None
+    """Proprioception at the second frame."""
 
 
 def find_pair(times_s: NDArray[np.float64], t_s: float, gap_s: float, cuts: Sequence[int] = ()) -> Pair | None:
@@ -120,9 +145,16 @@ def motion(first: Tensor, second: Tensor) -> Tensor:
     return blocks.flatten(1).amax(1)
 
 
-def as_input(frames: Tensor) -> Tensor:
-    """Maps uint8 [B, 3, S, S] to the network's float32 in [0, 1]."""
-    return frames.float() / 255
+class Signals(Protocol):
+    """What fills a batch with more than frames, see `lam.signals`."""
+
+    labelled: list[int]
+    """Clips that lend their actions."""
+    labelled_rows: int
+    """Pairs of those that every batch has on top of its own."""
+
+    def of(self, drawn: Sequence[tuple[int, Pair]]) -> dict[str, Any]:
+        """Returns the further fields of a batch."""
 
 
 class PairSampler:
@@ -135,9 +167,13 @@ class PairSampler:
         config: gap, jitter and what to do with pairs without motion.
         seed: seed of the whole order.
         batch_size: pairs per step, >= 1.
+        signals: what fills a batch with more than frames.
     """
 
-    def __init__(self, clips: ClipFrames, config: PairConfig, *, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, clips: ClipFrames, config: PairConfig, *, seed: int, batch_size: int, signals: Signals | None = None
+    ) -> None:
+        self.signals = signals
         self.clips, self.config, self.seed, self.batch_size = clips, config, seed, batch_size
         # One frame more than the room for a start, so that a clip of exactly one gap can be drawn.
         room = clips.durations_s - config.gap_s + clips.periods_s
@@ -148,23 +184,35 @@ class PairSampler:
                 "set pairs.gap_s lower or pack longer clips"
             )
         self._cumulative = np.cumsum(np.maximum(room, 0))
+        lent = np.isin(np.arange(len(clips)), signals.labelled if signals else [])
+        self._labelled = np.cumsum(np.where(lent, np.maximum(room, 0), 0))
 
     def batch_at(self, step: int) -> PairBatch:
         """Returns the pairs of training step ``step`` (>= 0)."""
         drawn = [self.draw("train", step, place) for place in range(self.batch_size)]
+        if self.signals is not None and self._labelled[-1] > 0:
+            rows = range(self.signals.labelled_rows)
+            drawn += [self._draw(self._labelled, ("labelled", step, place)) for place in rows]
         first, second = (torch.stack(frames) for frames in zip(*(frames for _, _, frames in drawn), strict=True))
         moved = motion(first, second)
         weight = torch.ones_like(moved)
         if self.config.static_policy == "scored" and self.config.static_threshold > 0:
             weight = (moved / self.config.static_threshold).clamp(max=1)
-        return PairBatch(first, second, weight, moved)
+        gaps = torch.tensor([pair.gap_s for _, pair, _ in drawn], dtype=torch.float32)
+        further = self.signals.of([(index, pair) for index, pair, _ in drawn]) if self.signals else {}
+        return PairBatch(first, second, weight, moved, gaps, **further)
 
     def draw(self, *key: str | int) -> tuple[int, Pair, tuple[Tensor, Tensor]]:
         """Returns the pair that belongs to ``key``: its clip, its frames' indices, and the frames uint8 [3, S, S]."""
+        return self._draw(self._cumulative, key)
+
+    def _draw(
+        self, cumulative: NDArray[np.float64], key: tuple[str | int, ...]
+    ) -> tuple[int, Pair, tuple[Tensor, Tensor]]:
         generator = rng(self.seed, "pair", *key)
         for _ in range(_DRAWS):
             clip, at, stretch = generator.random(3)
-            index = int(np.searchsorted(self._cumulative, clip * self._cumulative[-1], side="right"))
+            index = int(np.searchsorted(cumulative, clip * cumulative[-1], side="right"))
             gap_s = self.config.gap_s * (1 + self.config.jitter * stretch)
             times_s = self.clips.times_s(index)
             latest = float(times_s[-1]) - gap_s

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lam.camera import global_motion
 from pyramid.rng import rng, seed_of
 
 __all__ = ["ProbeData", "global_shift", "mlp_probe", "r2_score", "ridge_probe"]
@@ -121,54 +122,5 @@ def _mean(scores: list[float | None]) -> float:
 
 
 def global_shift(first: Tensor, second: Tensor) -> NDArray[np.float32]:
-    """Returns the motion of the whole picture by phase correlation (Kuglin and Hines, 1975), good to about .1 pixel.
-
-    A large object that moves before a still background also gives a peak; a shift counts only if the median pixel fits
-    better with it than without.
-
-    Args:
-        first: uint8 [B, 3, S, S].
-        second: uint8 [B, 3, S, S].
-
-    Returns:
-        float32 [B, 2], pixels (x, y) that the second picture's content lies to the right of and below the first's.
-    """
-    side = first.shape[-1]
-    a, b = (frames.float().mean(1) / 255 for frames in (first, second))
-    spectrum = torch.fft.fft2(_windowed(b)) * torch.fft.fft2(_windowed(a)).conj()
-    peak = torch.fft.ifft2(spectrum / (spectrum.abs() + 1e-6)).real
-    row, column = torch.unravel_index(peak.flatten(1).argmax(1), (side, side))
-    y = _wrapped(row, side) + _vertex(*(_at(peak, row + step, column) for step in (-1, 0, 1)))
-    x = _wrapped(column, side) + _vertex(*(_at(peak, row, column + step) for step in (-1, 0, 1)))
-    with_shift, without = (_median_error(_rolled(a, *to), b) for to in ((row, column), (row * 0, column * 0)))
-    return torch.where((with_shift < without)[:, None], torch.stack([x, y], dim=1), 0.0).numpy().astype(np.float32)
-
-
-def _windowed(gray: Tensor) -> Tensor:
-    # Without a window the borders of the picture, which stay in place, correlate best.
-    window = torch.hann_window(gray.shape[-1], periodic=False)
-    return (gray - gray.mean((1, 2), keepdim=True)) * window[:, None] * window
-
-
-def _rolled(gray: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    side = torch.arange(gray.shape[-1])
-    at_row, at_column = ((side - shift[:, None]) % len(side) for shift in (rows, columns))
-    return gray[torch.arange(len(gray))[:, None, None], at_row[:, :, None], at_column[:, None, :]]
-
-
-def _median_error(moved: Tensor, target: Tensor) -> Tensor:
-    return (moved - target).abs().flatten(1).median(dim=1).values
-
-
-def _at(peak: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    side = peak.shape[-1]
-    return peak[torch.arange(len(peak)), row % side, column % side]
-
-
-def _wrapped(index: Tensor, side: int) -> Tensor:
-    return torch.where(index > side // 2, index - side, index).float()
-
-
-def _vertex(before: Tensor, at: Tensor, after: Tensor) -> Tensor:
-    curvature = before - 2 * at + after
-    return torch.where(curvature < -1e-9, 0.5 * (before - after) / curvature.clamp(max=-1e-9), 0.0)
+    """Returns `lam.camera.global_motion` of frames uint8 [B, 3, S, S] as float32 [B, 2], pixels (x, y)."""
+    return global_motion(first, second).numpy().astype(np.float32)

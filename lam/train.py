@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 
 from lam.config import LAMConfig
-from lam.losses import code_usage, lam_loss
-from lam.model import LatentActionModel, build_model
-from lam.pairs import PairBatch, PairSampler, as_input
-from pyramid.config import resolve
+from lam.flow import FlowTarget
+from lam.losses import code_usage, lam_loss, measured_terms, relative_error
+from lam.model import LatentActionModel
+from lam.pairs import PairBatch, PairSampler
+from lam.pictures import contact_sheet
+from lam.prepare import focus_of, prepare, to_map
+from lam.sources import Sources, find_sources
+from lam.views import Context
+from pyramid.config import resolve, to_dict
 from pyramid.rng import seed_of
 from pyramid.shards.frames import ClipFrames
 from pyramid.training import StepModule, TrainerConfig, TrainResult, plan_only, require_data, train_model
@@ -31,23 +36,38 @@ class LAMModule(StepModule):
 
     def __init__(self, model: LatentActionModel, config: TrainerConfig) -> None:
         super().__init__(model, config)
+        objectives = model.config.objectives
+        self.flow = FlowTarget(objectives) if objectives.flow_weight else None
 
     def loss(self, batch: PairBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         """Returns the loss of a batch of pairs and what to log; draws nothing from ``generator``."""
-        first, second = as_input(batch.first), as_input(batch.second)
-        output = self.model(first, second)
-        terms = lam_loss(output, first, second, batch.weight)
+        model, objectives = self.model, self.model.config.objectives
+        frames = prepare(objectives, batch.first, batch.second)
+        first, second = model.look(frames.first), model.look(frames.second)
+        output = model(first, second, Context(batch.gap_s, batch.text, batch.text_mask))
+        change = model.target(second) - model.target(first)
+        focus = to_map(focus_of(objectives, frames, batch.boxes), change.shape[-1])
+        terms = lam_loss(output, change, batch.weight, focus) | measured_terms(model, output, batch)
+        if self.flow is not None and output.flow is not None:
+            flow = self.flow(frames.first, frames.second, change.shape[-1])
+            terms["flow"] = objectives.flow_weight * relative_error(output.flow, flow, batch.weight, focus)
         logs: dict[str, Any] = {f"loss_{name}": term.detach() for name, term in terms.items()}
-        if output.quantized.codes is not None:
-            logs |= code_usage(output.quantized.codes, self.model.quantizer.n_codes)
+        codes = output.tokens.quantized.codes
+        if codes is not None:
+            logs |= code_usage(codes, model.quantizer.n_codes)
         return torch.stack(list(terms.values())).sum(), {**logs, "motion": batch.motion.mean()}
 
+    def pictures(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Returns rows of pictures, a column per pair: see `lam.pictures`."""
+        return {"pairs": contact_sheet(self.model, batch)}
 
-def build_module(config: LAMConfig) -> LAMModule:
+
+def build_module(config: LAMConfig, sources: Sources | None = None) -> LAMModule:
     """Builds the untrained model; its initial weights are a pure function of ``config.trainer.seed``."""
+    found = sources or find_sources(config, None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.trainer.seed, "lam-init"))
-        model = build_model(config.model, config.quantizer, batch_size=config.trainer.batch_size)
+        model = found.build(config)
     return LAMModule(model, config.trainer)
 
 
@@ -61,7 +81,7 @@ def train_lam(
     dry_run: bool = False,
     **overrides: Any,
 ) -> TrainResult:
-    """Trains a latent-action model on the ``train`` split; no action or text is used.
+    """Trains a latent-action model on the ``train`` split; no action, state or text is used unless the config asks.
 
     Args:
         shards: one or more shard folders.
@@ -77,18 +97,26 @@ def train_lam(
         DataError: no clip of the split, or none as long as the gap.
     """
     resolved = resolve(LAMConfig, config, **overrides)
-    module = build_module(resolved)
     if dry_run and not shards:
-        return plan_only(module, None, kind="lam")
+        return plan_only(build_module(resolved), None, kind="lam")
     require_data(shards, out or ("" if dry_run else None), what="one or more shard folders")
     clips = ClipFrames.open(
         shards or (), split="train", size_px=resolved.model.image_size_px, cache_mb=resolved.pairs.cache_mb, limit=limit
     )
+    sources = find_sources(resolved, clips)
+    module = build_module(resolved, sources)
     trainer = resolved.trainer
-    sampler = PairSampler(clips, resolved.pairs, seed=trainer.seed, batch_size=trainer.batch_size)
+    sampler = PairSampler(
+        clips,
+        resolved.pairs,
+        seed=trainer.seed,
+        batch_size=trainer.batch_size,
+        signals=sources.signals(clips, resolved),
+    )
     if dry_run:
         return plan_only(module, sampler.batch_at, kind="lam")
-    inputs = {**clips.digests(), "limit": str(limit)}
+    inputs = {**clips.digests(), **sources.digests, "limit": str(limit)}
+    extra = {"facts": to_dict(sources.facts)}
     return train_model(
-        module, sampler.batch_at, kind="lam", out=str(out), config=resolved, inputs=inputs, resume=resume
+        module, sampler.batch_at, kind="lam", out=str(out), config=resolved, inputs=inputs, extra=extra, resume=resume
     )

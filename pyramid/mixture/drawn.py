@@ -35,15 +35,16 @@ class DrawnLog:
         self.folder = files.join(out, FOLDER)
         place = mixture if files.is_remote(mixture) else str(Path(mixture).resolve())
         self._facts = {"mixture": place, "mixture_digest": digest, "batch_size": batch_size}
-        self._first = self._next = 0
+        self._first = self._next = self._rank = 0
         self._rows: list[dict[str, Any]] = []
 
-    def begin(self, step: int) -> None:
-        """Forgets what was written of ``step`` and after."""
+    def begin(self, step: int, rank: int = 0) -> None:
+        """Forgets what this rank wrote of ``step`` and after."""
         self._first = self._next = step
-        self._rows = []
+        self._rank, self._rows = rank, []
         for name in _names(self.folder):
-            if int(name.removesuffix(".parquet")) >= step:
+            first, writer = map(int, name.removesuffix(".parquet").split("-"))
+            if writer == rank and first >= step:
                 files.remove(files.join(self.folder, name))
 
     def add(self, step: int, batch: Any) -> None:
@@ -61,7 +62,7 @@ class DrawnLog:
         self._rows.sort(key=lambda row: int(row["position"]))
         table = pa.Table.from_pylist(self._rows)
         files.make_dirs(self.folder)
-        parquet.write(files.join(self.folder, f"{self._first:012d}.parquet"), table, self._facts)
+        parquet.write(files.join(self.folder, f"{self._first:012d}-{self._rank:05d}.parquet"), table, self._facts)
         self._first, self._rows = self._next, []
 
 
@@ -97,6 +98,7 @@ def read_drawn(run: str) -> DrawnSamples:
     if any(f.get("mixture_digest") != facts[0].get("mixture_digest") for f in facts):
         raise DataError(f"'{folder}' holds the logs of several mixtures; start over with --no-resume")
     table = pa.concat_tables([parquet.read(files.join(folder, name), list(_COLUMNS)) for name in names])
+    table = table.sort_by("position")
     columns = {name: table[name].to_numpy() for name in _COLUMNS}
     return DrawnSamples(mixture=str(facts[0]["mixture"]), digest=str(facts[0]["mixture_digest"]), **columns)
 

@@ -115,7 +115,11 @@ class Source:
         column = table["latent" if self.spec.use == "latent" else "action"]
         width = len(column[0].as_py())
         if self.spec.use == "latent":
-            tokens, gap_s = len(table["codes"][0].as_py() or [1]), float(table["gap_s"][0].as_py())
+            # A token may have several codes, or none: the labeler says how many tokens there are.
+            tokens = int(
+                self.labels.metadata.get("config", {}).get("n_tokens") or len(table["codes"][0].as_py() or [1])
+            )
+            gap_s = float(table["gap_s"][0].as_py())
             return Embodiment(
                 name=name, state_dim=0, action_dim=width // tokens, horizon=tokens, rate_hz=1 / gap_s, label="latent"
             )

@@ -46,13 +46,13 @@ class Attention(nn.Module):
         Args:
             x: float [B, N, W].
             key_value: what `project` returned; None attends to `x` itself.
-            mask: bool [B, L], True = may be attended; None attends to everything.
+            mask: bool [B, L] or [B, N, L], True = may be attended; None attends to everything.
 
         Returns:
             float [B, N, W].
         """
         key, value = self.project(x) if key_value is None else key_value
-        bias = None if mask is None else mask[:, None, None, :]
+        bias = None if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         dropout = self.dropout if self.training else 0.0
         heads = nn.functional.scaled_dot_product_attention(self._split(self.query(x)), key, value, bias, dropout)
         return self.out(heads.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

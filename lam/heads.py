@@ -1,0 +1,73 @@
+"""Small networks that tie latents to what a robot measured: actions, proprioception. Only training uses them.
+
+Shapes: B batch, N tokens, D token width, E embodiments, A widest action or state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lam.facts import Statistics
+
+__all__ = ["ActionHead", "ProprioHead"]
+
+
+class _Normalised(nn.Module):
+    """Values of several embodiments in one array, z-scored by their own statistics."""
+
+    mean: Tensor
+    std: Tensor
+    used: Tensor
+
+    def __init__(self, statistics: Statistics) -> None:
+        super().__init__()
+        self.names = sorted(statistics)
+        self.width = max(len(statistics[name]["mean"]) for name in self.names)
+        for part, filler in (("mean", 0.0), ("std", 1.0)):
+            rows = [statistics[n][part] + [filler] * (self.width - len(statistics[n][part])) for n in self.names]
+            self.register_buffer(part, torch.tensor(rows, dtype=torch.float32))
+        sizes = torch.tensor([[len(statistics[name]["mean"])] for name in self.names])
+        self.register_buffer("used", (torch.arange(self.width) < sizes).float())
+
+    def z_scored(self, values: Tensor, embodiment: Tensor) -> Tensor:
+        """Returns float [B, A] in units of the embodiment's spread, for embodiments int64 [B]."""
+        return (values - self.mean[embodiment]) / self.std[embodiment] * self.used[embodiment]
+
+    def error(self, predicted: Tensor, target: Tensor, embodiment: Tensor) -> Tensor:
+        """Returns the mean squared error over the dimensions that the rows' embodiments have."""
+        used = self.used[embodiment]
+        return ((predicted - target).square() * used).sum() / used.sum().clamp(min=1)
+
+    def pick(self, whole: Tensor, embodiment: Tensor) -> Tensor:
+        """Takes each row's own embodiment from float [B, E * A]: float [B, A]."""
+        return whole.view(len(whole), -1, self.width)[torch.arange(len(whole), device=whole.device), embodiment]
+
+
+class ActionHead(_Normalised):
+    """Linear map from the pre-quantisation latent to the mean action over the gap (LAOM, arXiv 2502.00379)."""
+
+    def __init__(self, statistics: Statistics, latent_dim: int) -> None:
+        super().__init__(statistics)
+        self.linear = nn.Linear(latent_dim, len(self.names) * self.width)
+
+    def forward(self, latent: Tensor, action: Tensor, embodiment: Tensor) -> Tensor:
+        """Returns the loss float32 [] of latents float [B, N, D] against actions float [B, A]."""
+        predicted = self.pick(self.linear(latent.flatten(1)).float(), embodiment)
+        return self.error(predicted, self.z_scored(action, embodiment), embodiment)
+
+
+class ProprioHead(_Normalised):
+    """MLP from tokens and state to the change of state over the gap (after villa-X, arXiv 2507.23682)."""
+
+    def __init__(self, statistics: Statistics, latent_dim: int, hidden: int = 256) -> None:
+        super().__init__(statistics)
+        d_in = latent_dim + self.width + len(self.names)
+        self.mlp = nn.Sequential(nn.Linear(d_in, hidden), nn.GELU(), nn.Linear(hidden, self.width))
+
+    def forward(self, z: Tensor, state: Tensor, later: Tensor, embodiment: Tensor) -> Tensor:
+        """Returns the loss float32 [] of tokens float [B, N, D] and states float [B, A] at both frames."""
+        now, then = self.z_scored(state, embodiment), self.z_scored(later, embodiment)
+        who = nn.functional.one_hot(embodiment, len(self.names)).to(now)
+        predicted = self.mlp(torch.cat([z.flatten(1), now, who], dim=1)).float()
+        return self.error(predicted, then - now, embodiment)
