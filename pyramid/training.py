@@ -82,6 +82,11 @@ class TrainerConfig:
         if not 0 <= self.ema_decay < 1 or self.images_every < 0:
             raise ValueError(f"ema_decay {self.ema_decay} or images_every {self.images_every} out of range")
 
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimiser step, over all passes and devices."""
+        return self.batch_size * self.accumulate * self.devices
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -229,7 +234,7 @@ class _Watch(Callback):
             self.journal.add(module.step_of_pass, batch)
         if self.passes % config.accumulate:
             return
-        self.progress.add(amount=config.batch_size * config.accumulate * config.devices)
+        self.progress.add(amount=config.samples_per_step)
         if trainer.global_step % self.every == 0:
             self._flush()
             trainer.save_checkpoint(self.path)

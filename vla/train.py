@@ -90,7 +90,7 @@ def train_vla(
         resume=resume,
         workers=workers,
         journal=DrawnLog(
-            str(out), mixture=str(mixture), digest=stream.data_digest, batch_size=resolved.trainer.batch_size
+            str(out), mixture=str(mixture), digest=stream.data_digest, batch_size=resolved.trainer.samples_per_step
         ),
     )
 
@@ -106,5 +106,5 @@ def open_stream(mixture: str, config: VLAConfig) -> MixtureStream:
 
     backbone = config.policy.backbone
     stream = open_mixture(mixture, batch_size=config.trainer.batch_size, image_size=backbone.image_size_px)
-    stream.check_run(config.trainer.batch_size)
+    stream.check_run(config.trainer.samples_per_step)
     return stream
