@@ -101,13 +101,7 @@ class ShardSet:
         Raises:
             DataError: no index there, other columns, or names that are no shard names.
         """
-        path = files.join(folder, INDEX_FILE)
-        if not files.exists(path):
-            raise DataError(
-                f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
-            )
-        index = _checked(parquet.read(path, INDEX_SCHEMA.names), path)
-        return cls(str(folder), index, parquet.metadata(path))
+        return cls(str(folder), read_index(folder), parquet.metadata(files.join(folder, INDEX_FILE)))
 
     def __len__(self) -> int:
         return int(self.index.num_rows)
@@ -165,12 +159,7 @@ class ShardSet:
         else:
             last = self.rows[self.of_shard(row["shard"])[-1]]
             data = ahead.read(path, row["offset"], row["size"], last["offset"] + last["size"])
-        if files.sha256_bytes(data) != row["sha256"]:
-            raise DataError(
-                f"{path}: sample {row['key']} is not what the index says; "
-                f"run 'pyramid verify {self.folder} --quarantine'"
-            )
-        return parse_sample(data, row["key"], path)
+        return checked_sample(data, row["key"], row["sha256"], path)
 
     def as_webdataset(self) -> Any:
         """Returns a plain ``webdataset.WebDataset`` over the shards, for pipelines that know nothing of the index.
@@ -191,22 +180,48 @@ class ShardSet:
             yield self.read(i, ahead)
 
 
-def _checked(index: pa.Table, path: str) -> pa.Table:
+def read_index(folder: str, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
+    """Reads columns of a shard folder's index, ``shard`` and ``key`` among them.
+
+    Raises:
+        DataError: no index there, other columns, or names that are no shard names.
+    """
+    path = files.join(folder, INDEX_FILE)
+    if not files.exists(path):
+        raise DataError(
+            f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
+        )
+    return _checked(parquet.read(path, schema.names), path, schema)
+
+
+def checked_sample(data: bytes, key: str, sha256: str, path: str) -> Sample:
+    """Reads a sample from its bytes in the shard ``path``.
+
+    Raises:
+        DataError: they are not what the index says.
+    """
+    if files.sha256_bytes(data) != sha256:
+        folder = path.rpartition("/")[0]
+        raise DataError(f"{path}: sample {key} is not what the index says; run 'pyramid verify {folder} --quarantine'")
+    return parse_sample(data, key, path)
+
+
+def _checked(index: pa.Table, path: str, schema: pa.Schema) -> pa.Table:
     """Returns an index with the columns' own types; refuses one that cannot be what it says it is."""
     columns = []
-    for kind in INDEX_SCHEMA:
+    for kind in schema:
         try:
             columns.append(index[kind.name].cast(kind.type))
         except pa.ArrowException as error:
             raise DataError(f"'{path}': column '{kind.name}' of type {index[kind.name].type}: {error}") from error
         if kind.name in _NEEDED and columns[-1].null_count:
             raise DataError(f"'{path}': column '{kind.name}' lacks values")
-    index = pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)
+    index = pa.Table.from_arrays(columns, schema=schema)
     bad = [name for name in index["shard"].unique().to_pylist() if not SHARD_PATTERN.fullmatch(name)]
     if bad:
         raise UnsafeInputError(f"'{path}' names the shard {bad[0]!r}, which is no shard name")
     for name, least in _LEAST.items():
-        if len(index) and not pc.min(index[name]).as_py() >= least:
+        if name in schema.names and len(index) and not pc.min(index[name]).as_py() >= least:
             raise DataError(f"'{path}': {pc.min(index[name]).as_py()} in column '{name}', at least {least} is needed")
     if pc.count_distinct(index["key"]).as_py() != len(index):
         raise DataError(f"'{path}' names a key twice; keys are unique in a shard folder")
