@@ -6,7 +6,7 @@ Running the units is left to `pyramid.labels.run`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,14 @@ from pyramid import files, receipts
 from pyramid.config import provenance
 from pyramid.jobs import Outcome, Quarantined
 from pyramid.labels.protocol import Labeler
+from pyramid.remote import Entry
 from pyramid.shards.layout import INDEX_SCHEMA
 from pyramid.shards.reader import read_index
 
 FORMAT_VERSION = 2
 COLUMNS = pa.schema([INDEX_SCHEMA.field(n) for n in ("shard", "key", "offset", "size", "frames", "sha256")])
 """What of the index the plan needs."""
-_BLOCK = 65_536
+_BLOCK = 8_192
 _HALF = 32
 
 
@@ -210,17 +211,22 @@ def look_up(plan: Plan, run: Run, *, resume: bool = True, retry_quarantined: boo
     if not resume:
         run.stale = {plan_number for plan_number, _ in _receipts(plan, run)}
         return
-    there = {name: entry.size for name, entry in files.entries(run.out).items()}
-    # Later receipts count: one of another model says that the table is no longer what an older receipt says.
-    latest: dict[int, Outcome | None] = {}
+    there = files.entries(run.out)
+    clips, rows = np.zeros(len(plan), np.int64), np.zeros(len(plan), np.int64)
     for number, data in _receipts(plan, run):
-        latest[number] = _outcome(data, run.unit_digest(plan.shards[number]), there, retry=retry_quarantined)
-    for number, outcome in latest.items():
+        outcome = _outcome(data, run.unit_digest(plan.shards[number]), there, retry=retry_quarantined)
+        run.done[number] = outcome is not None
+        # The latest counts: one of another model says that the table is no longer what an older receipt says.
         if outcome is None:
             run.stale.add(number)
-        else:
-            run.count(number, outcome)
-            run.skipped += 1
+            run.aside.pop(number, None)
+            clips[number] = rows[number] = 0
+            continue
+        run.stale.discard(number)
+        clips[number], rows[number] = outcome.facts["clips"], outcome.facts["rows"]
+        if outcome.quarantined:
+            run.aside[number] = outcome.quarantined
+    run.skipped, run.clips, run.rows = sum(run.done), int(clips.sum()), int(rows.sum())
 
 
 def _receipts(plan: Plan, run: Run) -> Iterator[tuple[int, Any]]:
@@ -230,12 +236,14 @@ def _receipts(plan: Plan, run: Run) -> Iterator[tuple[int, Any]]:
             yield numbers[name], data
 
 
-def _outcome(data: Any, digest: str, there: dict[str, int], *, retry: bool) -> Outcome | None:
+def _outcome(data: Any, digest: str, there: Mapping[str, Entry], *, retry: bool) -> Outcome | None:
     """Returns what a receipt says if it holds."""
     try:
-        if data["digest"] != digest or there.get(data["output"]) != data["bytes"] or (retry and data["quarantined"]):
+        sound = data["digest"] == digest and there[data["output"]].size == data["bytes"]
+        if not sound or (retry and data["quarantined"]):
             return None
+        facts = {name: int(data["facts"][name]) for name in ("clips", "rows")}
         aside = tuple(Quarantined(**item) for item in data["quarantined"])
-        return Outcome(facts=dict(data["facts"]), output=data["output"], quarantined=aside)
+        return Outcome(facts=facts, output=data["output"], quarantined=aside)
     except (KeyError, TypeError, ValueError):
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,6 +93,7 @@ class Station:
             if self.config.compile:
                 _compile(labeler)
         self._prepares = {place: getattr(labeler, "prepare", None) for place, labeler in enumerate(self.labelers)}
+        importlib.import_module("decord")  # Takes seconds, which are not the first unit's.
         self._model = threading.Lock()
         self._decoders = (
             Decoders(spec.decoders, spec.folder, self._prepares, self.config.queue_clips) if spec.decoders else None

@@ -181,7 +181,7 @@ class ShardSet:
 
 
 def read_index(folder: str, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
-    """Reads columns of a shard folder's index, ``shard`` and ``key`` among them.
+    """Reads columns of a shard folder's index, ``shard`` and ``key`` among them; in pieces, whatever its length.
 
     Raises:
         DataError: no index there, other columns, or names that are no shard names.
@@ -191,7 +191,10 @@ def read_index(folder: str, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
         raise DataError(
             f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
         )
-    return _checked(parquet.read(path, schema.names), path, schema)
+    if schema is INDEX_SCHEMA:
+        return _checked(parquet.read(path, schema.names), path, schema)
+    pieces = list(parquet.iter_batches(path, schema, max_total_bytes=files.MAX_READ_BYTES))
+    return _checked(pa.Table.from_batches(pieces, schema), path, schema)
 
 
 def checked_sample(data: bytes, key: str, sha256: str, path: str) -> Sample:

@@ -25,7 +25,7 @@ _MIB = 2**20
 
 
 class LabelActor:
-    """What lives in an actor: the models, loaded once; Ray calls the constructor again after a death.
+    """What lives in an actor: the models, loaded once.
 
     Args:
         spec: the job.
@@ -40,9 +40,8 @@ class LabelActor:
         except PyramidError as error:
             self._fatal = error  # An error here would be one of Ray's, and be tried again.
 
-    def ready(self) -> int:
-        """Returns the process id once the models are loaded."""
-        return os.getpid()
+    def ready(self) -> None:
+        """Returns once the models are loaded."""
 
     def label(self, task: Task) -> Ended:
         """Labels a shard."""
@@ -119,14 +118,16 @@ class RayExecutor:
         spec = dataclasses.replace(
             spec, device=device.partition(":")[0], decoders=decoders if decoders is not None else int(device != "cpu")
         )
-        actor = ray.remote(LabelActor).options(
-            num_cpus=self._config.num_cpus, num_gpus=self._config.num_gpus, max_restarts=-1, max_task_retries=0
+        # A dead actor is replaced, not restarted: while Ray restarts one, calls to it fail for no fault of theirs.
+        self._class = ray.remote(LabelActor).options(
+            num_cpus=self._config.num_cpus, num_gpus=self._config.num_gpus, max_restarts=0, max_task_retries=0
         )
-        paths = [os.path.abspath(path) for path in sys.path]
-        self._seats = []
-        for _ in range(workers):
-            handle = actor.remote(spec, paths)
-            self._seats.append(_Seat(handle, handle.ready.remote()))
+        self._arguments = (spec, [os.path.abspath(path) for path in sys.path])
+        self._seats = [_Seat(*self._actor()) for _ in range(workers)]
+
+    def _actor(self) -> tuple[Any, Any]:
+        actor = self._class.remote(*self._arguments)
+        return actor, actor.ready.remote()
 
     def room(self) -> bool:
         """Tells whether another task can be taken now: one for every actor, so that none waits behind a slow one."""
@@ -151,7 +152,7 @@ class RayExecutor:
             for seat in self._seats:
                 if seat.call is not None and not seat.late and time.monotonic() - seat.begun > self._timeout_s:
                     seat.late = True
-                    self._ray.kill(seat.actor, no_restart=False)
+                    self._ray.kill(seat.actor)
         return ended
 
     def _look_at(self, calls: list[Any], timeout_s: float | None) -> list[Ended]:
@@ -175,7 +176,7 @@ class RayExecutor:
                 raise PyramidError(
                     f"an actor died {seat.deaths} times before its models were loaded: {text}"
                 ) from error
-            seat.ready = seat.actor.ready.remote()
+            seat.actor, seat.ready = self._actor()
 
     def _ended(self, seat: _Seat) -> Ended:
         task, call, seat.task, seat.call = seat.task, seat.call, None, None
@@ -184,15 +185,11 @@ class RayExecutor:
             ended: Ended = self._ray.get(call)
             return ended
         except self._ray.exceptions.RayError as error:
-            # Ray starts the actor again, here or on another node; units are given to it once it is there.
-            seat.ready = seat.actor.ready.remote()
+            # The next one may come up on another node; units are given to it once it is there.
+            seat.actor, seat.ready = self._actor()
             if seat.late:
                 return Ended(task=task, reason="timeout", detail=f"not done after {self._timeout_s:g} s")
             return Ended(task=task, reason="crash", detail=f"its actor died ({type(error).__name__})")
-
-    def pids(self) -> list[int]:
-        """Returns the process ids of the actors, once all have their models loaded."""
-        return [int(pid) for pid in self._ray.get([seat.actor.ready.remote() for seat in self._seats])]
 
     def close(self, *, kill: bool = False) -> None:
         """Ends all actors, and the cluster if it was started for this job."""

@@ -98,7 +98,7 @@ def test_a_labeler_that_kills_or_hangs_its_process_costs_one_shard(shards: str, 
     faults = {drawing.key_of(0): "crash once", drawing.key_of(2): "crash", drawing.key_of(4): "hang"}
     path = model(faults=faults, marks=str(marks))
     job = {"labeler": "truth", "model": path, "out": str(out), "max_failed_share": 1.0}
-    result = label(shards, **job, workers=2, retries=1, unit_timeout_s=2.0, batch_clips=1)
+    result = label(shards, **job, workers=2, retries=1, unit_timeout_s=4.0, batch_clips=1)
     assert result.quarantined == {"crash": 1, "timeout": 1}
     for item, shard, clip in zip(result.items, (1, 2), (2, 4), strict=True):
         assert f"labeler 'truth' failed 2 times on clips-00000{shard}.tar" in item.detail
