@@ -17,6 +17,7 @@ from lam.model import LatentActionModel, build_model
 from lam.pairs import as_input, motion
 from pyramid.config import from_dict
 from pyramid.nn.checkpoint import load_model_files
+from pyramid.nn.transfer import on_device
 
 __all__ = ["Rows", "load_model", "run_pairs"]
 
@@ -39,6 +40,10 @@ class Rows(NamedTuple):
     """float64 [P]: the same for the first frame in its place."""
     motion: NDArray[np.float32]
     """float32 [P] in [0, 1], see `lam.pairs.motion`."""
+
+    def part(self, first: int, last: int) -> Rows:
+        """Returns the rows from ``first`` up to ``last``, exclusive."""
+        return Rows(*(None if column is None else column[first:last] for column in self))  # type: ignore[arg-type]
 
     @property
     def gain(self) -> NDArray[np.float32]:
@@ -82,7 +87,7 @@ def _no_rows(model: LatentActionModel) -> Rows:
 def _run_batch(model: LatentActionModel, first: Tensor, second: Tensor, z: Tensor | None) -> Rows:
     device = next(model.parameters()).device
     count = len(first)
-    a, b = (as_input(_padded(frames)).to(device) for frames in (first, second))
+    a, b = (as_input(on_device(_padded(frames), device)) for frames in (first, second))
     latent = model.encode(a, b)
     quantized = model.quantizer(latent)
     residual = model.predict(a, quantized.z if z is None else _padded(z).to(device))
@@ -91,7 +96,7 @@ def _run_batch(model: LatentActionModel, first: Tensor, second: Tensor, z: Tenso
     copy_error = change.square().flatten(1).mean(1)
     codes = None if quantized.codes is None else quantized.codes[:count].cpu().numpy().astype(np.uint16)
     return Rows(
-        latent[:count].cpu().numpy(),
+        latent[:count].float().cpu().numpy(),
         codes,
         error[:count].double().cpu().numpy(),
         copy_error[:count].double().cpu().numpy(),

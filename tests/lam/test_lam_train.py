@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import asdict
 
 import numpy as np
@@ -117,6 +118,14 @@ def test_labels_do_not_depend_on_what_is_labelled_together(labeler, samples):
     for a, b, c in zip(together, alone, backwards, strict=True):
         assert a.equals(b)
         assert a.equals(c)
+
+
+def test_the_first_step_is_small_and_may_run_in_another_process(labeler, samples):
+    sent = pickle.dumps(labeler.prepare)
+    assert len(sent) < 10_000
+    ready = pickle.loads(pickle.dumps([pickle.loads(sent)(sample) for sample in samples]))
+    for a, b in zip(labeler.label(ready), labeler.label(samples), strict=True):
+        assert a.equals(b)
 
 
 def test_padding_does_not_reach_a_label(labeler, samples):

@@ -127,6 +127,23 @@ def test_too_many_failures_stop_the_job(shards: str, model: Model, tmp_path: Pat
     assert events(tmp_path / "out")[-1]["event"] == "job_failed"
 
 
+def test_labelers_may_be_given_one_by_one_on_the_command_line(
+    shards: str, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyramid.cli import main
+
+    path, out = model(), str(tmp_path / "out")
+    each = ["--labeler", "truth", "--model", path, "--labeler", "prepared", "--model", path]
+    assert main(["label", shards, *each, "--out", out, "--limit", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: run["out"] for name, run in result["runs"].items()} == {
+        n: f"{out}/{n}" for n in ("truth", "prepared")
+    }
+    log = events(Path(out, "prepared"))
+    assert [line["event"] for line in log] == ["job_started", "unit_done", "job_finished"]
+    assert (log[1]["shard"], log[1]["clips"], log[1]["frames"]) == ("clips-000000.tar", 2, 8)
+
+
 def test_wrong_jobs_are_refused(shards: str, model: Model, tmp_path: Path) -> None:
     path = model()
     with pytest.raises(ConfigError, match="no executor 'rya'; did you mean 'ray'"):
