@@ -179,4 +179,4 @@ def tree(folder: Path) -> dict[str, str]:
 
 def lasting(found: dict[str, str]) -> dict[str, str]:
     """Returns what of a `tree` two runs must have in common: all but logs, which tell the time."""
-    return {name: sha for name, sha in found.items() if not name.endswith("_events.jsonl")}
+    return {name: sha for name, sha in found.items() if "/_events" not in f"/{name}"}

@@ -22,6 +22,8 @@ from pyramid.shards.layout import table_name
 
 SEAL_EVERY = 4096
 """Receipts that lie about one by one before they are moved into one file."""
+_WORTH_SEALING = 16
+"""Receipts in a remote folder that are worth it at the end of a job."""
 _POLL_S = 0.5
 
 
@@ -62,7 +64,7 @@ class Receipts:
 
     def close(self) -> None:
         """Leaves a remote folder's receipts where the next job finds them with few requests."""
-        if files.is_remote(self._run.out) and len(self._fresh) > 1:
+        if files.is_remote(self._run.out) and len(self._fresh) >= _WORTH_SEALING:
             self.seal()
 
 
