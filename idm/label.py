@@ -6,13 +6,15 @@ Writing tables, resuming and spreading the work is left to `pyramid.labels`; thi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from torch import Tensor
 
-from idm.config import IDMConfig
+from idm.config import IDMConfig, WindowConfig
 from idm.model import InverseDynamicsModel
 from idm.predict import ClipActions, predict_clip
 from idm.windows import Steps, clip_steps, segments
@@ -29,6 +31,68 @@ __all__ = ["IDMLabeler", "load", "physical"]
 
 _TINY = 1e-6
 """Spread, relative to the action's size, below which a dimension counted as constant in training."""
+
+
+class ClipSteps(NamedTuple):
+    """What the network needs of one clip."""
+
+    key: str
+    """Unique key."""
+    embodiment: str
+    """Whose actions are wanted."""
+    times_s: NDArray[np.float64]
+    """float64 [T]: times of the clip's frames, seconds from its start."""
+    steps: Steps
+    """The model's steps in the clip."""
+    spans: list[tuple[int, int]]
+    """Stretches of steps without a cut, (first, past the last)."""
+    pixels: Tensor
+    """uint8 [steps, 3, S, S], RGB."""
+
+
+@dataclass(frozen=True)
+class StepFrames:
+    """The labeler's first step: finds the model's steps in a clip and decodes their frames; holds no weights."""
+
+    windows: WindowConfig
+    """The shape of a window."""
+    rate_hz: float
+    """The model's rate, Hz."""
+    size_px: int
+    """Side of the frames, pixels."""
+    embodiments: tuple[str, ...]
+    """Those that the model knows."""
+
+    def __call__(self, sample: Sample) -> ClipSteps:
+        """Returns the steps of a clip.
+
+        Raises:
+            SkipItemError: see `IDMLabeler.label`.
+        """
+        embodiment, windows = self.embodiment_of(sample), self.windows
+        try:
+            steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.rate_tolerance)
+        except SkipItemError as error:
+            raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
+        spans = steps.trim(segments(steps.frames, cuts_of(sample)))
+        if max(last - first for first, last in spans) <= windows.horizon:
+            raise SkipItemError(
+                "short",
+                f"{sample.key}: no shot of it has the {windows.horizon + 1} frames of a window at {self.rate_hz:g} Hz",
+            )
+        pixels = resized_frames(sample, steps.frames, self.size_px)
+        return ClipSteps(sample.key, embodiment, sample.times_s, steps, list(spans), pixels)
+
+    def embodiment_of(self, sample: Sample) -> str:
+        """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
+        name = str(sample.meta.get("embodiment", ""))
+        if name in self.embodiments:
+            return name
+        raise SkipItemError(
+            "embodiment",
+            f"{sample.key} shows '{name}'{nearest(name, self.embodiments)}; "
+            f"the model knows {', '.join(self.embodiments)}",
+        )
 
 
 class IDMLabeler:
@@ -57,6 +121,7 @@ class IDMLabeler:
         self.model, self.config, self.weights_sha256 = model.eval(), config, weights_sha256
         self.rate_hz = config.windows.rate_hz
         self.embodiments = {name: dict(description) for name, description in embodiments.items()}
+        self.prepare = StepFrames(config.windows, self.rate_hz, config.model.image_size_px, tuple(self.embodiments))
         self.normalizers = {name: Normalizer.from_dict(d["normaliser"]) for name, d in embodiments.items()}
 
     def digest(self) -> str:
@@ -86,51 +151,45 @@ class IDMLabeler:
             ]
         )
 
-    def label(self, samples: Sequence[Sample]) -> list[pa.Table]:
+    def compile(self) -> None:
+        """Hands the network to torch.compile."""
+        self.model.compile()
+
+    def label(self, clips: Sequence[Sample | ClipSteps]) -> list[pa.Table]:
         """Labels clips, one table each, rows in time order; the last frame of a shot has no row.
+
+        Args:
+            clips: what ``prepare`` returned, or samples.
 
         Raises:
             SkipItemError: a clip of another embodiment (``embodiment``), without frames at the model's rate (``rate``)
                 or shorter than a window (``short``).
         """
-        return [self._table(sample, *self.predict(sample)) for sample in samples]
+        ready = (clip if isinstance(clip, ClipSteps) else self.prepare(clip) for clip in clips)
+        return [self._table(clip, self._predict(clip)) for clip in ready]
 
     def predict(self, sample: Sample) -> tuple[Steps, ClipActions]:
         """Returns the model's steps in a clip, and the labels in normalised units."""
-        embodiment, windows = self.embodiment_of(sample), self.config.windows
-        try:
-            steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.rate_tolerance)
-        except SkipItemError as error:
-            raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
-        spans = steps.trim(segments(steps.frames, cuts_of(sample)))
-        if max(last - first for first, last in spans) <= windows.horizon:
-            raise SkipItemError(
-                "short",
-                f"{sample.key}: no shot of it has the {windows.horizon + 1} frames of a window at {self.rate_hz:g} Hz",
-            )
-        pixels = resized_frames(sample, steps.frames, self.config.model.image_size_px)
-        return steps, predict_clip(self.model, pixels, spans, windows, embodiment, every=steps.every)
+        clip = self.prepare(sample)
+        return clip.steps, self._predict(clip)
+
+    def _predict(self, clip: ClipSteps) -> ClipActions:
+        windows, every = self.config.windows, clip.steps.every
+        return predict_clip(self.model, clip.pixels, clip.spans, windows, clip.embodiment, every=every)
 
     def embodiment_of(self, sample: Sample) -> str:
         """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
-        name = str(sample.meta.get("embodiment", ""))
-        if name in self.embodiments:
-            return name
-        raise SkipItemError(
-            "embodiment",
-            f"{sample.key} shows '{name}'{nearest(name, self.embodiments)}; "
-            f"the model knows {', '.join(self.embodiments)}",
-        )
+        return self.prepare.embodiment_of(sample)
 
-    def _table(self, sample: Sample, steps: Steps, actions: ClipActions) -> pa.Table:
-        normalizer = self.normalizers[self.embodiment_of(sample)]
+    def _table(self, clip: ClipSteps, actions: ClipActions) -> pa.Table:
+        steps, normalizer = clip.steps, self.normalizers[clip.embodiment]
         mean, std = physical(actions, normalizer)
         first = np.asarray(steps.frames)[actions.step]
         # A step between two frames of a slow clip lies its share of a frame after the first.
-        times = sample.times_s[steps.frames] + np.arange(len(steps.frames)) % steps.every / self.rate_hz
+        times = clip.times_s[steps.frames] + np.arange(len(steps.frames)) % steps.every / self.rate_hz
         lonely = (actions.n_votes == 1) & (self.config.windows.horizon > 1)
         columns = [
-            pa.array([sample.key] * len(first), pa.string()),
+            pa.array([clip.key] * len(first), pa.string()),
             pa.array(times[actions.step], pa.float64()),
             pa.array(first, pa.int32()),
             pa.array(times[actions.step + 1] - times[actions.step], pa.float32()),

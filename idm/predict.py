@@ -16,6 +16,7 @@ from torch import Tensor
 from idm.config import WindowConfig
 from idm.model import InverseDynamicsModel, as_input
 from idm.windows import Votes, vote, window_starts
+from pyramid.nn.transfer import on_device
 
 __all__ = ["ClipActions", "calibrate", "predict_chunks", "predict_clip"]
 
@@ -60,7 +61,7 @@ def predict_chunks(
         part = list(starts[first : first + _BATCH])
         padded = part + part[:1] * (_BATCH - len(part))
         index = torch.tensor([[start + step for step in windows.frames] for start in padded])
-        chunks = model(as_input(frames[index]).to(device), embodiment).cpu().numpy()
+        chunks = model(as_input(on_device(frames[index], device)), embodiment).float().cpu().numpy()
         out |= dict(zip(part, chunks, strict=False))
     return out
 

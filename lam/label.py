@@ -6,13 +6,16 @@ Writing tables, resuming and spreading the work is left to `pyramid.labels`; thi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from lam.config import LAMConfig
+from lam.config import LAMConfig, PairConfig
 from lam.model import LatentActionModel
 from lam.pairs import Pair, label_pairs
 from lam.run import Rows, load_model, pair_context, run_pairs
@@ -27,10 +30,55 @@ from pyramid.shards.reader import Sample
 __all__ = ["LAMLabeler", "load"]
 
 
+class ClipPairs(NamedTuple):
+    """What the network needs of one clip."""
+
+    key: str
+    """Unique key."""
+    pairs: list[Pair]
+    """The P pairs, in order of time."""
+    times_s: list[float]
+    """Time of each pair's first frame, seconds from the clip's start."""
+    first: Tensor
+    """uint8 [P, 3, S, S], RGB."""
+    second: Tensor
+    """uint8 [P, 3, S, S], RGB."""
+    text: str
+    """The clip's instruction; empty if it has none."""
+
+
+@dataclass(frozen=True)
+class PairFrames:
+    """The labeler's first step: finds the pairs of a clip and decodes their frames; holds no weights."""
+
+    wished: PairConfig
+    """Gap and rate of the pairs."""
+    size_px: int
+    """Side of the frames, pixels."""
+
+    def __call__(self, sample: Sample) -> ClipPairs:
+        """Returns the pairs of a clip.
+
+        Raises:
+            SkipItemError: no two frames are the gap apart (``short``).
+        """
+        pairs = label_pairs(sample.times_s, self.wished.gap_s, self.wished.label_hz, cuts_of(sample))
+        if not pairs:
+            what = f"no two of its {len(sample)} frames are {self.wished.gap_s} s apart within one shot"
+            raise SkipItemError("short", f"{sample.key}: {what}")
+        wanted = sorted({index for pair in pairs for index in pair[:2]})
+        frames = resized_frames(sample, wanted, self.size_px)
+        place = {index: row for row, index in enumerate(wanted)}
+        first, second = [place[pair.first] for pair in pairs], [place[pair.second] for pair in pairs]
+        times_s = [float(sample.times_s[pair.first]) for pair in pairs]
+        text = str(sample.meta.get("text", ""))
+        return ClipPairs(sample.key, pairs, times_s, frames[first], frames[second], text)
+
+
 class LAMLabeler:
     """Labels clips with a trained latent-action model; a `pyramid.labels` Labeler.
 
-    A clip's rows depend on that clip alone: passes never mix clips and always have one shape.
+    A clip's rows depend on that clip alone: passes always have one shape, and no row of one sees another.
 
     Args:
         model: a trained model.
@@ -42,6 +90,7 @@ class LAMLabeler:
 
     def __init__(self, model: LatentActionModel, config: LAMConfig, weights_sha256: str) -> None:
         self.model, self.config, self.weights_sha256 = model.eval(), config, weights_sha256
+        self.prepare = PairFrames(config.pairs, config.model.image_size_px)
 
     def digest(self) -> str:
         """Returns the digest of everything that decides a label: weights, sizes, pairs."""
@@ -76,38 +125,37 @@ class LAMLabeler:
             ]
         )
 
-    def label(self, samples: Sequence[Sample]) -> list[pa.Table]:
-        """Labels clips, one table each, rows in time order.
+    def compile(self) -> None:
+        """Hands the networks to torch.compile."""
+        for part in self.model.children():
+            part.compile()
+
+    def label(self, clips: Sequence[Sample | ClipPairs]) -> list[pa.Table]:
+        """Labels clips, one table each, rows in time order; passes are filled across clips.
+
+        Args:
+            clips: what ``prepare`` returned, or samples.
 
         Raises:
             SkipItemError: a clip in which no two frames are the gap apart (``short``).
         """
-        return [self._label_one(sample) for sample in samples]
+        ready = [clip if isinstance(clip, ClipPairs) else self.prepare(clip) for clip in clips]
+        if not ready:
+            return []
+        first, second = (torch.cat(frames) for frames in zip(*((c.first, c.second) for c in ready), strict=True))
+        gaps = [pair.gap_s for clip in ready for pair in clip.pairs]
+        texts = [clip.text for clip in ready for _ in clip.pairs]
+        rows = run_pairs(self.model, first, second, context=pair_context(self.config, gaps, texts))
+        ends = np.cumsum([0, *(len(clip.pairs) for clip in ready)]).tolist()
+        return [self._table(clip, rows.part(*span)) for clip, *span in zip(ready, ends, ends[1:], strict=False)]
 
-    def _label_one(self, sample: Sample) -> pa.Table:
-        wished = self.config.pairs
-        pairs = label_pairs(sample.times_s, wished.gap_s, wished.label_hz, cuts_of(sample))
-        if not pairs:
-            raise SkipItemError(
-                "short", f"{sample.key}: no two of its {len(sample)} frames are {wished.gap_s} s apart within one shot"
-            )
-        wanted = sorted({index for pair in pairs for index in pair[:2]})
-        frames = resized_frames(sample, wanted, self.config.model.image_size_px)
-        place = {index: row for row, index in enumerate(wanted)}
-        first = frames[[place[pair.first] for pair in pairs]]
-        second = frames[[place[pair.second] for pair in pairs]]
-        told = pair_context(
-            self.config, [pair.gap_s for pair in pairs], [str(sample.meta.get("text", ""))] * len(pairs)
-        )
-        return self._table(sample, pairs, run_pairs(self.model, first, second, context=told))
-
-    def _table(self, sample: Sample, pairs: Sequence[Pair], rows: Rows) -> pa.Table:
-        schema, count = self.schema(), len(pairs)
+    def _table(self, clip: ClipPairs, rows: Rows) -> pa.Table:
+        schema, pairs, count = self.schema(), clip.pairs, len(clip.pairs)
         static = rows.motion < self.config.pairs.static_threshold
         codes = schema.field("codes").type
         columns = [
-            pa.array([sample.key] * count, pa.string()),
-            pa.array([sample.times_s[pair.first] for pair in pairs], pa.float64()),
+            pa.array([clip.key] * count, pa.string()),
+            pa.array(clip.times_s, pa.float64()),
             pa.array([pair.first for pair in pairs], pa.int32()),
             pa.array([pair.gap_s for pair in pairs], pa.float32()),
             pa.array(np.where(static, FLAG_STATIC, 0), pa.uint16()),

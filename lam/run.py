@@ -23,6 +23,7 @@ from lam.text import TextEmbedder
 from lam.views import Context
 from pyramid.config import from_dict
 from pyramid.nn.checkpoint import load_model_files
+from pyramid.nn.transfer import on_device
 
 __all__ = ["Rows", "load_model", "pair_context", "run_pairs"]
 
@@ -45,6 +46,10 @@ class Rows(NamedTuple):
     """float64 [P]: the same for the first frame in its place."""
     motion: NDArray[np.float32]
     """float32 [P] in [0, 1], see `lam.pairs.motion`."""
+
+    def part(self, first: int, last: int) -> Rows:
+        """Returns the rows from ``first`` up to ``last``, exclusive."""
+        return Rows(*(None if column is None else column[first:last] for column in self))  # type: ignore[arg-type]
 
     @property
     def gain(self) -> NDArray[np.float32]:
@@ -105,7 +110,7 @@ def _run_batch(model: LatentActionModel, first: Tensor, second: Tensor, z: Tenso
     device = next(model.parameters()).device
     count = len(first)
     known = Context(*(None if part is None else _padded(part).to(device) for part in context))
-    frames = prepare(model.config.objectives, _padded(first).to(device), _padded(second).to(device))
+    frames = prepare(model.config.objectives, *(on_device(_padded(frames), device) for frames in (first, second)))
     a, b = model.look(frames.first), model.look(frames.second)
     tokens = model.tokens(a, b, known)
     quantized = tokens.quantized
@@ -115,7 +120,7 @@ def _run_batch(model: LatentActionModel, first: Tensor, second: Tensor, z: Tenso
     error, copy_error = _mean_square(predicted - change, seen), _mean_square(change, seen)
     codes = None if quantized.codes is None else quantized.codes[:count].cpu().numpy().astype(np.uint16)
     return Rows(
-        quantized.latent[:count].cpu().numpy(),
+        quantized.latent[:count].float().cpu().numpy(),
         codes,
         error[:count].double().cpu().numpy(),
         copy_error[:count].double().cpu().numpy(),

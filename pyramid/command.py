@@ -130,7 +130,9 @@ def _add_parameter(
         action: Any = argparse.BooleanOptionalAction if parameter.default is True else "store_true"
         parser.add_argument(flag, action=action, default=parameter.default, help=text)
         return
-    parser.add_argument(flag, nargs="+" if plural else None, type=kind, metavar=name.upper(), help=text)
+    # A list may be given at once or one by one.
+    many: dict[str, Any] = {"nargs": "+", "action": "extend"} if plural else {}
+    parser.add_argument(flag, type=kind, metavar=name.upper(), help=text, **many)
 
 
 def _is_union(hint: Any) -> bool:

@@ -281,6 +281,19 @@ def write_text(path: Location, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_text(path: Location, text: str) -> None:
+    """Adds UTF-8 text to the end of a local file, for logs: nothing that is read again to decide anything.
+
+    Raises:
+        OutputError: the disk is full, the folder is missing or read-only.
+    """
+    try:
+        with Path(path).open("ab") as stream:
+            stream.write(text.encode())
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
 def write_json(path: Location, obj: Any) -> None:
     """Writes plain data or a dataclass as indented JSON, atomically."""
     plain = asdict(obj) if is_dataclass(obj) and not isinstance(obj, type) else obj

@@ -26,6 +26,8 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
         self.amount = 0.0
+        self.note = ""
+        """What else is shown, such as how full a queue is."""
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
 
@@ -52,7 +54,8 @@ class Progress:
         seconds = max(time.monotonic() - self._start, 1e-9)
         left = seconds / max(self.done, 1) * (self.total - self.done)
         rate = f", {self.amount / seconds:,.0f} {self.unit}/s" if self.amount else ""
-        text = f"{self.label}: {self.done}/{self.total}{rate}, {format_seconds(left)} left"
+        note = f", {self.note}" if self.note else ""
+        text = f"{self.label}: {self.done}/{self.total}{rate}, {format_seconds(left)} left{note}"
         if self._terminal:
             filled = round(_BAR_WIDTH * self.done / max(self.total, 1))
             sys.stderr.write(f"\r\033[K{text} [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]")

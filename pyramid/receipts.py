@@ -5,7 +5,7 @@ What a receipt says, and whether it still holds, is left to `pyramid.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,9 @@ from pyramid.errors import DataError
 from pyramid.remote import Entry
 
 RECEIPTS = "_receipts"
+SEALED = "sealed"
+"""Folder beside the receipts that holds many of them in each file; a receipt of its own counts before a sealed one, and
+a later file before an earlier one."""
 GATHERED = "_receipts.json"
 """A copy of a remote folder's receipts in one file. A receipt is taken from it only while its own file is still there
 with the tag (ETag) that it had; without this file nothing is lost but time."""
@@ -73,6 +76,39 @@ class Receipts:
 def read_all(folder: str, names: Iterable[str]) -> dict[str, Any]:
     """Returns the content of the receipts that are there and readable, by unit name."""
     return Receipts(folder).read(names)
+
+
+def read_each(folder: str) -> Iterator[tuple[str, Any]]:
+    """Yields all receipts of a folder that can be read, by unit name, a later one after those that it replaces."""
+    there = files.entries(files.join(folder, RECEIPTS))
+    if SEALED in there:
+        sealed = files.join(folder, RECEIPTS, SEALED)
+        for number in sorted(_sealed_numbers(sealed)):
+            data = _read(_sealed_path(folder, number))
+            yield from data.items() if isinstance(data, dict) else ()
+    yield from read_all(folder, [name.removesuffix(".json") for name in there if name.endswith(".json")]).items()
+
+
+def seal(folder: str, receipts: Mapping[str, Any]) -> None:
+    """Moves receipts into one file; stopped anywhere, none is lost.
+
+    A folder with a million receipts would take minutes to read, file by file.
+    """
+    if not receipts:
+        return
+    numbers = _sealed_numbers(files.join(folder, RECEIPTS, SEALED))
+    files.write_text(_sealed_path(folder, max(numbers, default=0) + 1), files.canonical_json(dict(receipts)))
+    with ThreadPoolExecutor(_READERS if files.is_remote(folder) else 1) as pool:
+        list(pool.map(files.remove, [path_of(folder, name) for name in receipts]))
+
+
+def _sealed_path(folder: str, number: int) -> str:
+    return files.join(folder, RECEIPTS, SEALED, f"{number:06d}.json")
+
+
+def _sealed_numbers(folder: str) -> list[int]:
+    names = [name.removesuffix(".json") for name in files.listdir(folder)]
+    return [int(name) for name in names if name.isdecimal()]
 
 
 class Gathering:

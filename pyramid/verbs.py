@@ -38,7 +38,7 @@ VERBS = (
         "label",
         "pyramid.labels.engine:label",
         "label every clip of a shard folder",
-        "pyramid.labels.engine:LabelConfig",
+        "pyramid.labels.config:LabelConfig",
     ),
     Verb("mix show", "pyramid.mixture.verbs:mix_show", "what a mixture holds, as a table and a drawing"),
     Verb("mix what-if", "pyramid.mixture.verbs:mix_what_if", "try other weights: repeats and exhaustion"),

@@ -175,3 +175,8 @@ def write_shards(
 def tree(folder: Path) -> dict[str, str]:
     """Returns the sha256 of every file below a folder by relative name, temporaries included."""
     return {str(p.relative_to(folder)): files.sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def lasting(found: dict[str, str]) -> dict[str, str]:
+    """Returns what of a `tree` two runs must have in common: all but logs, which tell the time."""
+    return {name: sha for name, sha in found.items() if "/_events" not in f"/{name}"}

@@ -1,88 +1,44 @@
-"""The verb ``label``: plans units of a shard each, runs those without a receipt, writes one Parquet table per shard."""
+"""The verb ``label``: plans a unit for each shard and labeler, runs those without a receipt, writes a table for each.
+
+Planning is in `pyramid.labels.plan`, running in `pyramid.labels.run`, the places where units run in `executors`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-import pyarrow as pa
-
-from pyramid import files, parquet
-from pyramid.config import provenance, resolve
-from pyramid.errors import DataError, SkipItemError
-from pyramid.jobs import Outcome, Quarantined, Unit, count_reasons, pending, run_job
+from pyramid import files, receipts
+from pyramid.config import resolve
+from pyramid.errors import ConfigError, DataError, InterruptedJobError, PyramidError, nearest
+from pyramid.jobs import count_reasons
+from pyramid.labels.config import LabelConfig
+from pyramid.labels.executors import Executor, InlineExecutor
+from pyramid.labels.plan import Plan, Run, look_up
 from pyramid.labels.protocol import Labeler, load_labeler
-from pyramid.labels.table import check_labels, check_schema
-from pyramid.progress import format_seconds
-from pyramid.shards.ahead import ReadAhead
-from pyramid.shards.layout import table_name
-from pyramid.shards.reader import Sample, ShardSet
+from pyramid.labels.result import LabelResult
+from pyramid.labels.run import Job, seal_loose, todo_count
+from pyramid.labels.station import Spec, Station
+from pyramid.labels.table import check_schema
+from pyramid.labels.watch import Watch
 
-FORMAT_VERSION = 1
-_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a stranger's labeler may fail with on one clip, which costs that clip only; pyarrow's errors are among them."""
+__all__ = ["LabelConfig", "LabelResult", "label"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class LabelConfig:
-    """How a labeler is run over shards."""
-
-    device: str = "cpu"
-    """Torch device that the labeler's model runs on."""
-    batch_clips: int = 8
-    """Clips handed to the labeler at a time; labels do not depend on it."""
-
-    def __post_init__(self) -> None:
-        """Refuses an empty batch."""
-        if self.batch_clips < 1:
-            raise ValueError(f"batch_clips must be at least 1, got {self.batch_clips}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelResult:
-    """What labelling gave."""
-
-    labeler: str
-    """Name of the labeler."""
-    clips: int
-    """Clips with labels."""
-    rows: int
-    """Labelled time steps."""
-    shards: int
-    """Tables, one per shard."""
-    skipped_done: int
-    """Shards that a former run had finished."""
-    quarantined: dict[str, int]
-    """Clips set aside, by reason."""
-    seconds: float
-    """Wall time of this run."""
-    frames_per_s: float
-    """Frames of the clips labelled in this run, per second; 0 when all was there already."""
-    out: str = ""
-    """The folder of the tables; empty on a dry run."""
-    items: list[Quarantined] = field(default_factory=list)
-    """The clips set aside, with their reasons."""
-
-    def __repr__(self) -> str:
-        if not self.out:
-            left = format_seconds(self.seconds)
-            return f"{self.labeler}: {self.shards} shards to label, {self.skipped_done} done, about {left}"
-        aside = f", {sum(self.quarantined.values())} clips set aside" if self.quarantined else ""
-        again = f", {self.skipped_done} shards were done" if self.skipped_done else ""
-        what = f"{self.rows} labels of {self.clips} clips in {self.shards} tables"
-        return f"{self.labeler}: {what}{aside}{again} -> {self.out}"
+EXECUTORS = ("local", "ray")
+_PROBE_CLIPS = 2
 
 
 def label(
     shards: str,
     *,
-    labeler: str,
-    model: str,
+    labeler: str | Sequence[str],
+    model: str | Sequence[str],
     out: str | None = None,
     config: LabelConfig | str | Mapping[str, Any] | None = None,
+    executor: str = "local",
     workers: int = 1,
     limit: int | None = None,
     resume: bool = True,
@@ -94,166 +50,193 @@ def label(
 
     Args:
         shards: the shard folder.
-        labeler: name of an installed labeler, such as lam or idm.
-        model: the labeler's model folder.
-        out: folder of the label run; by default labels/LABELER in the shard folder.
+        labeler: names of installed labelers, such as lam or idm; several share one pass of decoding.
+        model: each labeler's model folder, in the same order.
+        out: folder of the label run, of several labelers that of their runs; by default labels/LABELER in the shards.
         config: a preset, a YAML file or options.
-        workers: processes, each with a model of its own; the tables do not depend on it.
+        executor: local (processes of this machine) or ray (actors of a Ray cluster); the tables are the same.
+        workers: processes or actors, on a CPU each with a model of its own; the tables do not depend on it.
         limit: label the first shards only.
         resume: keep tables that are done; False labels all again.
-        retry_quarantined: try again the shards in which clips were set aside.
+        retry_quarantined: try again the shards in which something was set aside.
         dry_run: plan, time a probe, write nothing.
         options: fields of `LabelConfig`.
 
     Raises:
         DataError: no shards, no model, or a labeler without the columns that all tables have.
+        InterruptedJobError: Ctrl-C or SIGTERM; what is done stays done.
     """
+    start = time.monotonic()
     cfg = resolve(LabelConfig, config, **options)
-    found = ShardSet.open(shards)
-    out = out or files.join(shards, "labels", labeler)
-    _cached_labeler.cache_clear()  # The model folder may hold another model than at the last call.
-    engine = _cached_labeler(labeler, model, cfg.device)
-    check_schema(engine.schema(), labeler)
-    units = _plan(found, engine, cfg, name=labeler, model=model, out=out)[:limit]
+    if executor not in EXECUTORS:
+        raise ConfigError(f"no executor '{executor}'{nearest(executor, EXECUTORS)}; there are {', '.join(EXECUTORS)}")
+    names, models = _as_list(labeler), _as_list(model)
+    outs = _outs(shards, names, models, out)
+    plan = Plan.open(shards, limit)
+    inline = executor == "local" and cfg.layout(workers) == (["cpu"], 0) and cfg.unit_timeout_s is None
+    # With processes of their own the models are described here and run there.
+    device = cfg.devices[0] if inline or dry_run else "cpu"
+    labelers = [load_labeler(name, path, device) for name, path in zip(names, models, strict=True)]
+    runs = _runs(names, models, outs, labelers, cfg)
+    for run in runs:
+        look_up(plan, run, resume=resume, retry_quarantined=retry_quarantined)
+    spec = Spec.of(plan.folder, runs, cfg)
     if dry_run:
-        return _plan_only(found, engine, units, cfg, out=out, resume=resume)
-    report = run_job(
-        units,
-        label_shard,
-        folder=out,
-        label=f"label {labeler}",
-        workers=workers,
-        resume=resume,
-        retry_quarantined=retry_quarantined,
-    )
-    facts = [outcome.facts for outcome in report.outcomes]
-    if report.quarantined and not any(f.get("clips", 0) for f in facts):
-        raise DataError(f"none of the clips could be labelled: {report.quarantined[0].detail}")
-    fresh = sum(unit.amount for unit in units) if report.skipped_done < len(units) else 0
-    return LabelResult(
-        labeler=labeler,
-        clips=sum(f.get("clips", 0) for f in facts),
-        rows=sum(f.get("rows", 0) for f in facts),
-        shards=len(units),
-        skipped_done=report.skipped_done,
-        quarantined=count_reasons(report.quarantined),
-        seconds=round(report.seconds, 3),
-        frames_per_s=round(fresh / max(report.seconds, 1e-9), 1),
-        out=out,
-        items=report.quarantined,
-    )
+        return _dry_run(plan, runs, Station(spec, labelers))
+    place = InlineExecutor(Station(spec, labelers)) if inline else None
+    del labelers
+    frames = _execute(plan, runs, cfg, place, spec=spec, executor=executor, workers=workers)
+    return _result(runs, len(plan), frames, time.monotonic() - start)
 
 
-def _plan(shards: ShardSet, labeler: Labeler, config: LabelConfig, *, name: str, model: str, out: str) -> list[Unit]:
-    units = []
-    for shard in shards.shards:
-        metadata = _metadata(shards, shard, labeler)
-        task = {
-            "folder": shards.folder,
-            "shard": shard,
-            "labeler": name,
-            "model": model,
-            "device": config.device,
-            "batch_clips": config.batch_clips,
-            "out": out,
-            "index": shards.digest,
-            "metadata": metadata,
-        }
-        frames = float(sum(shards.rows[i]["frames"] for i in shards.of_shard(shard)))
-        digest = files.digest([FORMAT_VERSION, metadata])
-        units.append(Unit(name=shard.removesuffix(".tar"), digest=digest, task=task, amount=frames))
-    return units
+def _as_list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
-def _metadata(shards: ShardSet, shard: str, labeler: Labeler) -> dict[str, Any]:
-    """Returns what the table of a shard says of itself."""
-    inputs = {"index": shards.shard_digest(shard), "model": labeler.digest()}
-    return {
-        **provenance(config=labeler.metadata(), inputs=inputs),
-        "labeler": labeler.name,
-        "labeler_digest": labeler.digest(),
-        "index_digest": shards.shard_digest(shard),
-    }
+def _outs(shards: str, names: Sequence[str], models: Sequence[str], out: str | None) -> list[str]:
+    """Returns the run folder of each labeler."""
+    if not names or len(names) != len(models):
+        raise ConfigError(f"{len(names)} labelers need as many models, in the same order; got {len(models)}")
+    if len(set(names)) != len(names):
+        raise ConfigError(
+            f"labeler '{max(names, key=list(names).count)}' stands twice; label with each model on its own"
+        )
+    if out is not None and len(names) == 1:
+        return [out]
+    root = out or files.join(shards, "labels")
+    return [files.join(root, name) for name in names]
 
 
-@lru_cache(maxsize=4)
-def _cached_labeler(name: str, model: str, device: str) -> Labeler:
-    """Loads a model once per process."""
-    return load_labeler(name, model, device)
+def _runs(
+    names: Sequence[str], models: Sequence[str], outs: Sequence[str], labelers: Sequence[Labeler], config: LabelConfig
+) -> list[Run]:
+    decisive = {"autocast": config.autocast, "compile": config.compile}
+    options = {name: value for name, value in decisive.items() if value not in ("off", False)}
+    runs = []
+    for name, model, out, labeler in zip(names, models, outs, labelers, strict=True):
+        check_schema(labeler.schema(), name)
+        runs.append(Run.of(labeler, name=name, model=model, out=out, options=options))
+    return runs
 
 
-@lru_cache(maxsize=4)
-def _cached_shards(folder: str, _digest: str) -> ShardSet:
-    return ShardSet.open(folder)
-
-
-def label_shard(task: Mapping[str, Any]) -> Outcome:
-    """Labels one shard; runs in a worker. Clips that cannot be read or labelled are set aside by name."""
-    labeler = _cached_labeler(task["labeler"], task["model"], task["device"])
-    shards = _cached_shards(task["folder"], task["index"])
-    aside: list[Quarantined] = []
-    tables: list[pa.Table] = []
-    for batch in _batches(shards, task["shard"], task["batch_clips"], aside):
-        tables += _label_batch(labeler, batch, aside)
-    schema = labeler.schema()
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
-    name = table_name(task["shard"])
-    # One chunk, so that the bytes do not show how the clips were batched.
-    parquet.write(files.join(task["out"], name), table.combine_chunks(), task["metadata"])
-    return Outcome(facts={"clips": len(tables), "rows": table.num_rows}, output=name, quarantined=tuple(aside))
-
-
-def _batches(shards: ShardSet, shard: str, size: int, aside: list[Quarantined]) -> Iterator[list[Sample]]:
-    batch: list[Sample] = []
-    ahead = ReadAhead()
-    for i in shards.of_shard(shard):
-        try:
-            batch.append(shards.read(i, ahead))
-        except DataError as error:
-            aside.append(Quarantined(item=shards.rows[i]["key"], reason="bad_sample", detail=str(error)))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _label_batch(labeler: Labeler, batch: Sequence[Sample], aside: list[Quarantined]) -> list[pa.Table]:
-    """Labels a batch; when it fails, each clip by itself, so that one bad clip costs itself only."""
+def _execute(
+    plan: Plan,
+    runs: Sequence[Run],
+    config: LabelConfig,
+    place: Executor | None,
+    *,
+    spec: Spec,
+    executor: str,
+    workers: int,
+) -> int:
+    """Runs what is not done; returns the frames of the shards labelled."""
+    for run in runs:
+        files.make_dirs(run.out)
+        for folder in (run.out, files.join(run.out, receipts.RECEIPTS)):
+            files.remove_temporaries(folder)
+        seal_loose(run.out)
+    n_units = todo_count(plan, runs)
+    if not n_units:
+        return 0
+    place = place or _executor(executor, spec, min(workers, n_units))
+    watch = Watch(runs, n_units)
+    label = f"label {' '.join(run.name for run in runs)}"
     try:
-        return _checked(labeler, batch)
-    except (DataError, *_FAILURES) as error:
-        if len(batch) > 1:
-            return [table for sample in batch for table in _label_batch(labeler, [sample], aside)]
-        reason = error.reason if isinstance(error, SkipItemError) else "label_error"
-        detail = str(error) if isinstance(error, DataError) else f"{labeler.name}: {type(error).__name__}: {error}"
-        aside.append(Quarantined(item=batch[0].key, reason=reason, detail=detail))
-        return []
+        with _told(watch, label, place):
+            watch.job("job_started", units=len(plan) * len(runs), todo=n_units, executor=executor, workers=workers)
+            Job(plan, runs, place, config, watch).go()
+            watch.job("job_finished", frames=watch.frames)
+    finally:
+        watch.close()
+    return watch.frames
 
 
-def _checked(labeler: Labeler, batch: Sequence[Sample]) -> list[pa.Table]:
-    tables = labeler.label(batch)
-    check_labels(tables, batch, labeler.schema(), labeler.name)
-    return tables
+def _executor(name: str, spec: Spec, workers: int) -> Executor:
+    if name == "ray":
+        from pyramid.labels.executors.ray import RayExecutor
+
+        return RayExecutor(spec, workers)
+    from pyramid.labels.executors.local import LocalExecutor
+
+    return LocalExecutor(spec, workers)
 
 
-def _plan_only(
-    shards: ShardSet, labeler: Labeler, units: Sequence[Unit], config: LabelConfig, *, out: str, resume: bool
-) -> LabelResult:
-    todo = list(pending(units, folder=out, resume=resume))
-    seconds = 0.0
-    if todo:
-        start, aside = time.monotonic(), list[Quarantined]()
-        batch = next(_batches(shards, todo[0].task["shard"], min(config.batch_clips, 2), aside), [])
-        _label_batch(labeler, batch, aside)
-        frames = sum(len(sample) for sample in batch)
-        seconds = (time.monotonic() - start) / max(frames, 1) * sum(unit.amount for unit in todo)
+@contextlib.contextmanager
+def _told(watch: Watch, label: str, place: Executor) -> Iterator[None]:
+    """Ends the executor however the job ends, and notes how; Ctrl-C drops the units in hand."""
+
+    def stop(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Signals can be caught in the main thread only; elsewhere a job simply has no handler of its own.
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):
+            before = signal.signal(signal.SIGTERM, stop)
+            stack.callback(signal.signal, signal.SIGTERM, before)
+        try:
+            yield
+            place.close()
+        except KeyboardInterrupt as error:
+            place.close(kill=True)
+            with contextlib.suppress(PyramidError):
+                watch.job("interrupted")
+            text = "stopped, units in hand were dropped; run the same command again to go on where it stopped"
+            raise InterruptedJobError(f"{label}: {text}") from error
+        except BaseException as error:
+            place.close(kill=True)
+            with contextlib.suppress(PyramidError):
+                watch.job("job_failed", error=str(error))
+            raise
+
+
+def _result(runs: Sequence[Run], n_shards: int, frames: int, seconds: float) -> LabelResult:
+    items = [item for run in runs for item in run.items()]
+    clips = sum(run.clips for run in runs)
+    if items and not clips:
+        raise DataError(f"none of the clips could be labelled: {items[0].detail}")
     return LabelResult(
-        labeler=labeler.name,
-        clips=sum(len(shards.of_shard(unit.task["shard"])) for unit in todo),
+        labeler=", ".join(run.name for run in runs),
+        clips=clips,
+        rows=sum(run.rows for run in runs),
+        shards=n_shards * len(runs),
+        skipped_done=sum(run.skipped for run in runs),
+        quarantined=count_reasons(items),
+        seconds=round(seconds, 3),
+        frames_per_s=round(frames / max(seconds, 1e-9), 1),
+        out=", ".join(run.out for run in runs),
+        items=items,
+        runs={
+            run.name: {
+                "out": run.out,
+                "clips": run.clips,
+                "rows": run.rows,
+                "shards": n_shards,
+                "skipped_done": run.skipped,
+            }
+            for run in runs
+        },
+    )
+
+
+def _dry_run(plan: Plan, runs: Sequence[Run], station: Station) -> LabelResult:
+    """Labels a few clips of the first shard that is to be done, for the time it takes."""
+    todo = [tuple(place for place, run in enumerate(runs) if not run.done[n]) for n in range(len(plan))]
+    seconds = 0.0
+    first = next((number for number, places in enumerate(todo) if places), None)
+    if first is not None:
+        task = plan.task(first, todo[first])
+        start = time.monotonic()
+        n_clips = station.probe(task, _PROBE_CLIPS)
+        frames = task.frames * n_clips / len(task.rows)
+        pace = (time.monotonic() - start) / max(frames * len(task.labelers), 1)
+        seconds = pace * sum(shard.frames * len(places) for shard, places in zip(plan.shards, todo, strict=True))
+    n_todo = sum(map(len, todo))
+    return LabelResult(
+        labeler=", ".join(run.name for run in runs),
+        clips=sum(shard.count * len(places) for shard, places in zip(plan.shards, todo, strict=True)),
         rows=0,
-        shards=len(todo),
-        skipped_done=len(units) - len(todo),
+        shards=n_todo,
+        skipped_done=len(plan) * len(runs) - n_todo,
         quarantined={},
         seconds=round(seconds, 3),
         frames_per_s=0.0,

@@ -1,6 +1,6 @@
 """What a labeler is, and how one is found by name: through the entry-point group ``pyramid.labelers``.
 
-A labeler turns samples into tables; which shards it sees, in what process, and where the tables go is the engine's.
+A labeler turns clips into tables; which shards it sees, in what process, and where the tables go is the engine's.
 """
 
 from __future__ import annotations
@@ -33,9 +33,19 @@ BASE_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
 """Columns that every label table has."""
 
 
+Prepare = Callable[[Sample], Any]
+"""The first step of a labeler: from a sample to what its network needs, such as small frames."""
+
+
 @runtime_checkable
 class Labeler(Protocol):
-    """Anything that labels clips."""
+    """Anything that labels clips.
+
+    Two things more a labeler may have. ``prepare``, a callable: it takes one `Sample`, may raise `SkipItemError`, and
+    returns what `label` gets in the sample's place. It runs where frames are decoded, which with a GPU are other
+    processes, so it should be small and hold no weights: a function, or a frozen dataclass with ``__call__``. And
+    ``compile()``: hands the networks to ``torch.compile``.
+    """
 
     name: str
     """Such as ``lam``; part of the table's metadata."""
@@ -52,11 +62,11 @@ class Labeler(Protocol):
         """Returns the columns of the table: `BASE_FIELDS` and the labeler's own."""
         ...
 
-    def label(self, samples: Sequence[Sample]) -> list[pa.Table]:
-        """Returns one table per sample, in the order given, rows in the order of time.
+    def label(self, clips: Sequence[Any]) -> list[pa.Table]:
+        """Returns one table per clip, in the order given, rows in the order of time.
 
-        A table must depend on its own sample alone. A sample that cannot be labelled raises `SkipItemError`; the
-        engine then asks again for each sample by itself.
+        Clips are what ``prepare`` returned or, without one, samples. A table must depend on its own clip alone. A clip
+        that cannot be labelled raises `SkipItemError`; the engine then asks again for each clip by itself.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from pyramid import files, parquet
 from pyramid.errors import DataError, SkipItemError
 from pyramid.labels.protocol import BASE_FIELDS
 from pyramid.shards.layout import table_name
-from pyramid.shards.reader import Sample, ShardSet
+from pyramid.shards.reader import ShardSet
 
 EMPTY = b"empty"
 """Key in the metadata of a column that a labeler leaves null in every row; its value says why."""
@@ -26,33 +26,44 @@ def check_schema(schema: pa.Schema, labeler: str) -> None:
             raise DataError(f"labeler '{labeler}': its tables need a column '{name}' of type {kind}")
 
 
-def check_labels(tables: Sequence[pa.Table], samples: Sequence[Sample], schema: pa.Schema, labeler: str) -> None:
-    """Refuses labels that are not the samples' own, not in order of time, or not numbers.
+class KeyedClip(Protocol):
+    """What is known of a clip that labels are held against; a `Sample` is one."""
+
+    @property
+    def key(self) -> str:
+        """Unique key."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+def check_labels(tables: Sequence[pa.Table], clips: Sequence[KeyedClip], schema: pa.Schema, labeler: str) -> None:
+    """Refuses labels that are not the clips' own, not in order of time, or not numbers.
 
     Raises:
-        SkipItemError: ``bad_labels``; the sample and the column are named.
+        SkipItemError: ``bad_labels``; the clip and the column are named.
     """
-    if len(tables) != len(samples):
-        raise SkipItemError("bad_labels", f"labeler '{labeler}' gave {len(tables)} tables for {len(samples)} clips")
-    for table, sample in zip(tables, samples, strict=True):
-        fault = _fault(table, sample, schema)
+    if len(tables) != len(clips):
+        raise SkipItemError("bad_labels", f"labeler '{labeler}' gave {len(tables)} tables for {len(clips)} clips")
+    for table, clip in zip(tables, clips, strict=True):
+        fault = _fault(table, clip, schema)
         if fault:
-            raise SkipItemError("bad_labels", f"labeler '{labeler}', clip {sample.key}: {fault}")
+            raise SkipItemError("bad_labels", f"labeler '{labeler}', clip {clip.key}: {fault}")
 
 
-def _fault(table: pa.Table, sample: Sample, schema: pa.Schema) -> str:
+def _fault(table: pa.Table, clip: KeyedClip, schema: pa.Schema) -> str:
     if not table.schema.equals(schema, check_metadata=False):
         return f"columns {table.schema.names} instead of {schema.names}, or of other types"
     if table.num_rows == 0:
         return ""
-    if pc.unique(table["key"]).to_pylist() != [sample.key]:
+    if pc.unique(table["key"]).to_pylist() != [clip.key]:
         return "rows with another clip's key"
     times = table["t_s"].to_numpy()
     if (np.diff(times) <= 0).any():
         return "rows that are not in order of time"
     frames = table["frame"].to_numpy()
-    if frames.min() < 0 or frames.max() >= len(sample):
-        return f"frame {frames.max()} of a clip with {len(sample)} frames"
+    if frames.min() < 0 or frames.max() >= len(clip):
+        return f"frame {frames.max()} of a clip with {len(clip)} frames"
     names = [
         field.name for field in schema if not (_may_be_empty(field) and table[field.name].null_count == len(table))
     ]

@@ -10,7 +10,7 @@ from pyramid import files
 from pyramid.errors import DataError
 from pyramid.jobs import RECEIPTS
 from pyramid.nn.checkpoint import CONFIG_FILE
-from pyramid.receipts import read_all
+from pyramid.receipts import SEALED, read_each
 from pyramid.table import format_table
 
 
@@ -48,24 +48,25 @@ def status(folder: str) -> StatusResult:
     """
     if not files.is_dir(folder):
         raise DataError(f"'{folder}' is no folder")
-    receipts: dict[str, list[str]] = {}
+    jobs: set[str] = set()
     models = []
     for path in files.walk_files(folder):
         inner, _, name = path.rpartition("/")
         outer, _, parent = inner.rpartition("/")
         if parent == RECEIPTS and name.endswith(".json"):
-            receipts.setdefault(outer, []).append(name.removesuffix(".json"))
+            jobs.add(outer)
+        elif inner.endswith(f"/{RECEIPTS}/{SEALED}"):
+            jobs.add(inner.removesuffix(f"/{RECEIPTS}/{SEALED}"))
         elif name == CONFIG_FILE:
             models += _model(path)
         elif name == "run.json" and parent == "lightning":
             models += _unfinished(outer)
-    return StatusResult(
-        folder=folder, jobs=[_job(job, names) for job, names in sorted(receipts.items())], models=models
-    )
+    return StatusResult(folder=folder, jobs=[_job(job) for job in sorted(jobs)], models=models)
 
 
-def _job(folder: str, names: list[str]) -> dict[str, Any]:
-    found = list(read_all(folder, names).values())
+def _job(folder: str) -> dict[str, Any]:
+    latest = dict(read_each(folder))
+    found = [receipt for receipt in latest.values() if receipt.get("digest")]
     reasons = Counter(q["reason"] for receipt in found for q in receipt.get("quarantined", []))
     total = sum(receipt.get("bytes", 0) for receipt in found)
     return {"folder": folder, "units": len(found), "bytes": total, "quarantined": dict(sorted(reasons.items()))}

@@ -117,13 +117,7 @@ class ShardSet:
         Raises:
             DataError: no index there, other columns, or names that are no shard names.
         """
-        path = files.join(folder, INDEX_FILE)
-        if not files.exists(path):
-            raise DataError(
-                f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
-            )
-        index = _checked(parquet.read(path, INDEX_SCHEMA.names, optional=INDEX_OPTIONAL), path)
-        return cls(str(folder), index, parquet.metadata(path))
+        return cls(str(folder), read_index(folder), parquet.metadata(files.join(folder, INDEX_FILE)))
 
     def __len__(self) -> int:
         return int(self.index.num_rows)
@@ -184,12 +178,7 @@ class ShardSet:
         else:
             last = self.rows[self.of_shard(row["shard"])[-1]]
             data = ahead.read(path, row["offset"], row["size"], last["offset"] + last["size"])
-        if files.sha256_bytes(data) != row["sha256"]:
-            raise DataError(
-                f"{path}: sample {row['key']} is not what the index says; "
-                f"run 'pyramid verify {self.folder} --quarantine'"
-            )
-        return parse_sample(data, row["key"], path)
+        return checked_sample(data, row["key"], row["sha256"], path)
 
     def _row(self, i: int) -> dict[str, Any]:
         """Returns one row of the index without making mappings of all, unless they are there already."""
@@ -214,10 +203,39 @@ class ShardSet:
             yield self.read(i, ahead)
 
 
-def _checked(index: pa.Table, path: str) -> pa.Table:
+def read_index(folder: str, schema: pa.Schema = INDEX_SCHEMA) -> pa.Table:
+    """Reads columns of a shard folder's index, ``shard`` and ``key`` among them; in pieces, whatever its length.
+
+    Raises:
+        DataError: no index there, other columns, or names that are no shard names.
+    """
+    path = files.join(folder, INDEX_FILE)
+    if not files.exists(path):
+        raise DataError(
+            f"no shards in '{folder}' ({INDEX_FILE} is missing); make them: pyramid pack clips.parquet --out ..."
+        )
+    if schema is INDEX_SCHEMA:
+        return _checked(parquet.read(path, schema.names, optional=INDEX_OPTIONAL), path, schema)
+    pieces = list(parquet.iter_batches(path, schema, max_total_bytes=files.MAX_READ_BYTES))
+    return _checked(pa.Table.from_batches(pieces, schema), path, schema)
+
+
+def checked_sample(data: bytes, key: str, sha256: str, path: str) -> Sample:
+    """Reads a sample from its bytes in the shard ``path``.
+
+    Raises:
+        DataError: they are not what the index says.
+    """
+    if files.sha256_bytes(data) != sha256:
+        folder = path.rpartition("/")[0]
+        raise DataError(f"{path}: sample {key} is not what the index says; run 'pyramid verify {folder} --quarantine'")
+    return parse_sample(data, key, path)
+
+
+def _checked(index: pa.Table, path: str, schema: pa.Schema) -> pa.Table:
     """Returns an index with the columns' own types; refuses one that cannot be what it says it is."""
     columns = []
-    for kind in INDEX_SCHEMA:
+    for kind in schema:
         if kind.name not in index.column_names:  # `INDEX_OPTIONAL`: the reader refused any other.
             columns.append(pa.nulls(len(index), kind.type))
             continue
@@ -227,12 +245,12 @@ def _checked(index: pa.Table, path: str) -> pa.Table:
             raise DataError(f"'{path}': column '{kind.name}' of type {index[kind.name].type}: {error}") from error
         if kind.name in _NEEDED and columns[-1].null_count:
             raise DataError(f"'{path}': column '{kind.name}' lacks values")
-    index = pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)
+    index = pa.Table.from_arrays(columns, schema=schema)
     bad = [name for name in index["shard"].unique().to_pylist() if not SHARD_PATTERN.fullmatch(name)]
     if bad:
         raise UnsafeInputError(f"'{path}' names the shard {bad[0]!r}, which is no shard name")
     for name, least in _LEAST.items():
-        if len(index) and not pc.min(index[name]).as_py() >= least:
+        if name in schema.names and len(index) and not pc.min(index[name]).as_py() >= least:
             raise DataError(f"'{path}': {pc.min(index[name]).as_py()} in column '{name}', at least {least} is needed")
     if pc.count_distinct(index["key"]).as_py() != len(index):
         raise DataError(f"'{path}' names a key twice; keys are unique in a shard folder")

@@ -23,7 +23,7 @@ SMALL = (
 )
 COMMAND = (str(Path(sys.executable).with_name("pyramid")),)
 # Timings, TensorBoard's and the trainer's own files; everything else is an artefact.
-NOT_ARTEFACTS = ("demo.json", "_stages", "logs", "lightning", "_receipts", "parity.json")
+NOT_ARTEFACTS = ("demo.json", "_stages", "logs", "lightning", "_receipts", "_events.jsonl", "parity.json")
 
 
 def environment() -> dict[str, str]:

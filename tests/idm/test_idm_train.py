@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -220,6 +221,18 @@ def test_labels_do_not_depend_on_what_is_labelled_together(labeler, samples):
     backwards = labeler.label(samples[::-1])[::-1]
     for sample, a, b in zip(samples, together, backwards, strict=True):
         assert a.equals(labeler.label([sample])[0])
+        assert a.equals(b)
+
+
+def carried(thing):
+    """What another process gets."""
+    return pickle.loads(pickle.dumps(thing))  # noqa: S301
+
+
+def test_the_first_step_is_small_and_may_run_in_another_process(labeler, samples):
+    assert len(pickle.dumps(labeler.prepare)) < 10_000
+    ready = carried([carried(labeler.prepare)(sample) for sample in samples])
+    for a, b in zip(labeler.label(ready), labeler.label(samples), strict=True):
         assert a.equals(b)
 
 

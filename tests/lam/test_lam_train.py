@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import asdict
 
 import numpy as np
@@ -117,6 +118,18 @@ def test_labels_do_not_depend_on_what_is_labelled_together(labeler, samples):
     for a, b, c in zip(together, alone, backwards, strict=True):
         assert a.equals(b)
         assert a.equals(c)
+
+
+def carried(thing):
+    """What another process gets."""
+    return pickle.loads(pickle.dumps(thing))  # noqa: S301
+
+
+def test_the_first_step_is_small_and_may_run_in_another_process(labeler, samples):
+    assert len(pickle.dumps(labeler.prepare)) < 10_000
+    ready = carried([carried(labeler.prepare)(sample) for sample in samples])
+    for a, b in zip(labeler.label(ready), labeler.label(samples), strict=True):
+        assert a.equals(b)
 
 
 def test_padding_does_not_reach_a_label(labeler, samples):

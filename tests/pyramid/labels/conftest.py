@@ -11,11 +11,11 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Installs the labeler ``truth``."""
+    """Installs the labelers ``truth`` and ``prepared``."""
     info = tmp_path / "site" / "truth-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: truth\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[pyramid.labelers]\ntruth = truth:load\n")
+    (info / "entry_points.txt").write_text("[pyramid.labelers]\ntruth = truth:load\nprepared = truth:load_prepared\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
 

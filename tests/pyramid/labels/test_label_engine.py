@@ -58,7 +58,7 @@ def test_the_truth_comes_back_in_the_same_bytes(shards: str, model: Model, tmp_p
     assert (result.clips, result.rows, result.shards, result.quarantined) == (6, sum(FRAMES), 3, {})
     assert said(out, shards) == truth(shards)
     label(shards, labeler="truth", model=path, out=str(tmp_path / "plain"), config={"batch_clips": 8})
-    assert drawing.tree(tmp_path / "out") == drawing.tree(tmp_path / "plain")
+    assert drawing.lasting(drawing.tree(tmp_path / "out")) == drawing.lasting(drawing.tree(tmp_path / "plain"))
 
 
 def test_tables_say_where_they_come_from(shards: str, model: Model) -> None:
@@ -171,15 +171,16 @@ def test_stopped_at_any_file_and_run_again_it_ends_the_same(
     path = model(faults={drawing.key_of(2): "nan"})
     job = {"shards": shards, "labeler": "truth", "model": path, "limit": 2}
     label(out=str(tmp_path / "whole"), **job)
-    reference = drawing.tree(tmp_path / "whole")
+    reference = drawing.lasting(drawing.tree(tmp_path / "whole"))
     points = killing.stop_everywhere("pyramid.labels.engine:label", out=tmp_path / "out", mode=mode, **job)
     assert len(points) == 2 * len(reference) == 8
     for point in points:
-        assert point["resumed"] == reference
-        final = {name: sha for name, sha in point["stopped"].items() if files.TEMPORARY_PREFIX not in name}
+        assert drawing.lasting(point["resumed"]) == reference
+        stopped = drawing.lasting(point["stopped"])
+        final = {name: sha for name, sha in stopped.items() if files.TEMPORARY_PREFIX not in name}
         assert final.items() <= reference.items()
         if mode == "error":
-            assert final == point["stopped"]
+            assert final == stopped
 
 
 def test_a_dry_run_writes_nothing(shards: str, model: Model, tmp_path: Path) -> None:

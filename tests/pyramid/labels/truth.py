@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +60,23 @@ class Truth:
             tables.pop()
         return None if "none" in kinds else tables  # type: ignore[return-value]
 
+    def _first_time(self, key: str) -> bool:
+        mark = Path(self.config["marks"], key)
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     def _table(self, sample: Sample) -> pa.Table:
         fault = self.faults.get(sample.key, "")
+        time.sleep(float(os.environ.get("TRUTH_DELAY_S", "0")))
         if fault in ERRORS:
             raise ERRORS[fault]()
+        if fault == "hang":
+            time.sleep(600)
+        if fault == "crash" or (fault == "crash once" and self._first_time(sample.key)):
+            os.kill(os.getpid(), signal.SIGKILL)
         numbers = np.asarray(drawing.read_pictures(sample.frames()), np.float32) + self.config.get("offset", 0)
         n = len(numbers)
         columns = {
@@ -81,6 +98,46 @@ class Truth:
         if fault == "no rows":
             return schema.empty_table()
         return pa.table(columns, schema=schema)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What `Prepared` wants to know of a sample: everything but its pictures, and what is drawn on them."""
+
+    key: str
+    times_s: np.ndarray
+    numbers: tuple[int, ...]
+    pid: int
+
+    def frames(self) -> np.ndarray:
+        return drawing.pictures(self.numbers, 32, 32)
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+
+def read_numbers(sample: Sample) -> Shown:
+    """The first step of `Prepared`; refuses clips of two frames."""
+    if len(sample) == 2:
+        raise SkipItemError("short", f"{sample.key}: two frames")
+    return Shown(sample.key, sample.times_s, tuple(drawing.read_pictures(sample.frames())), os.getpid())
+
+
+class Prepared(Truth):
+    """Says the same from what its first step has read."""
+
+    prepare = staticmethod(read_numbers)
+
+    def label(self, samples: Sequence[Shown]) -> list[pa.Table]:  # type: ignore[override]
+        if "decoded_by" in self.config:
+            Path(self.config["decoded_by"], f"{samples[0].pid}-{os.getpid()}").touch()
+        return super().label(samples)  # type: ignore[arg-type]
+
+
+def load_prepared(model: str, device: str = "cpu") -> Prepared:
+    """The entry point of a labeler with a first step."""
+    del device
+    return Prepared(model)
 
 
 def load(model: str, device: str = "cpu") -> Truth:

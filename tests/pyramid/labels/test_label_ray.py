@@ -1,0 +1,126 @@
+"""The executor ray, on one small cluster of this machine: the same tables, actors that die, jobs that are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import drawing
+import pytest
+
+from pyramid import files
+from pyramid.errors import PyramidError
+from pyramid.labels.engine import label
+
+FRAMES = [5, 3, 8, 4, 6, 2]
+Model = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray, started as the executor starts it, but for all tests of this file."""
+    ray = pytest.importorskip("ray")
+    from pyramid.labels.config import RayConfig
+    from pyramid.labels.executors.ray import connect
+
+    assert connect(RayConfig(), 2)
+    yield
+    ray.shutdown()
+
+
+def tables(out: Path) -> dict[str, str]:
+    return {path.name: files.sha256_file(path) for path in sorted(out.glob("*.parquet"))}
+
+
+def actors() -> list[int]:
+    """The processes of this cluster's actors: those of its name that this process, or one of its, has started."""
+    parents, named = {}, []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError, IndexError):
+            pid = int(path.parent.name)
+            parents[pid] = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if path.read_bytes().startswith(b"ray::LabelActor"):
+                named.append(pid)
+    return [pid for pid in named if os.getpid() in lineage(pid, parents)]
+
+
+def lineage(pid: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while pid in parents:
+        pid = parents[pid]
+        found.append(pid)
+    return found
+
+
+def test_ray_makes_the_tables_that_local_makes(cluster: None, model: Model, tmp_path: Path) -> None:
+    shards = drawing.write_shards(tmp_path / "shards", FRAMES)
+    names, path = ["truth", "prepared"], model(faults={drawing.key_of(2): "nan"})
+    job = {"labeler": names, "model": [path, path]}
+    here = label(shards, **job, out=str(tmp_path / "here"))
+    there = label(shards, **job, out=str(tmp_path / "there"), executor="ray", workers=2, ray={"num_cpus": 0.5})
+    assert (there.clips, there.rows, there.items) == (here.clips, here.rows, here.items)
+    for name in names:
+        assert tables(tmp_path / "there" / name) == tables(tmp_path / "here" / name) != {}
+    receipts = [drawing.lasting(drawing.tree(tmp_path / where)) for where in ("here", "there")]
+    assert receipts[0] == receipts[1]
+    again = label(shards, **job, out=str(tmp_path / "there"), executor="ray")
+    assert again.skipped_done == 6
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_costs_the_unit_that_killed_it(cluster: None, model: Model, tmp_path: Path) -> None:
+    shards = drawing.write_shards(tmp_path / "shards", FRAMES)
+    marks, out = tmp_path / "marks", tmp_path / "out"
+    marks.mkdir()
+    faults = {drawing.key_of(0): "crash once", drawing.key_of(2): "crash", drawing.key_of(4): "hang"}
+    job = {"labeler": "truth", "model": model(faults=faults, marks=str(marks)), "out": str(out)}
+    result = label(shards, **job, executor="ray", workers=2, retries=1, unit_timeout_s=8.0, max_failed_share=1.0)
+    assert (result.quarantined, result.clips) == ({"crash": 1, "timeout": 1}, 2)
+    assert [item.item for item in result.items] == ["clips-000001", "clips-000002"]
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_killed_actors_cost_nothing(
+    cluster: None, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    shards = drawing.write_shards(tmp_path / "shards", [4] * 8 * (count + 1))
+    job = {"labeler": "truth", "model": model()}
+    label(shards, **job, out=str(tmp_path / "whole"))
+    draw = random.Random(time.time_ns())
+    moments = [draw.uniform(0.2, 2) for _ in range(count)]
+    killed, stop = [], threading.Event()
+
+    def kill() -> None:
+        for moment in moments:
+            while not actors() and not stop.wait(0.05):
+                continue
+            if stop.wait(moment):
+                return
+            for pid in actors()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        result = label(
+            shards, **job, out=str(tmp_path / "out"), executor="ray", workers=2, retries=count, batch_clips=1
+        )
+    finally:
+        stop.set()
+        thread.join()
+    assert killed, moments
+    assert result.quarantined == {}
+    assert tables(tmp_path / "out") == tables(tmp_path / "whole"), moments
+
+
+def test_a_model_that_does_not_load_ends_the_job(cluster: None, model: Model, tmp_path: Path) -> None:
+    shards = drawing.write_shards(tmp_path / "shards", FRAMES[:2])
+    with pytest.raises(PyramidError, match="no method 'compile'"):
+        label(shards, labeler="truth", model=model(), executor="ray", out=str(tmp_path / "out"), compile=True)
