@@ -14,7 +14,7 @@ import numpy as np
 from lam import metrics
 from lam.held_out import collect, has_split, run
 from lam.model import LatentActionModel
-from lam.pictures import write_pictures
+from lam.sheets import write_pictures
 from lam.reading import Side, action_probes, camera_measures, transfer_probes, verb_accuracy
 from lam.result import LAMEvaluation, judge
 from lam.run import load_model, run_pairs

@@ -1,6 +1,6 @@
 """Tokens moved to other frames: is the change they describe a change there too, and is it the same one?
 
-Pictures of it are left to `lam.pictures`. Shapes: P pairs, N tokens, D token width, S image side.
+Pictures of it are left to `lam.sheets`. Shapes: P pairs, N tokens, D token width, S image side.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from PIL import Image
 from lam import metrics
 from lam.evaluate import evaluate_lam, evaluate_model
 from lam.held_out import collect, run
-from lam.pictures import cluster, code_sheet
+from lam.sheets import cluster, code_sheet
 from lam.probes import knn_accuracy
 from lam.reading import Side
 from lam.transfer import predict_frames, tokens_of
