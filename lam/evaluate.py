@@ -14,10 +14,10 @@ import numpy as np
 from lam import metrics
 from lam.held_out import collect, has_split, run
 from lam.model import LatentActionModel
-from lam.sheets import write_pictures
 from lam.reading import Side, action_probes, camera_measures, transfer_probes, verb_accuracy
 from lam.result import LAMEvaluation, judge
 from lam.run import load_model, run_pairs
+from lam.sheets import write_pictures
 from lam.transfer import cycle_measures, swapped_measures
 from pyramid import files
 from pyramid.errors import ConfigError

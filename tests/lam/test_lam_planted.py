@@ -14,9 +14,9 @@ from PIL import Image
 from lam import metrics
 from lam.evaluate import evaluate_lam, evaluate_model
 from lam.held_out import collect, run
-from lam.sheets import cluster, code_sheet
 from lam.probes import knn_accuracy
 from lam.reading import Side
+from lam.sheets import cluster, code_sheet
 from lam.transfer import predict_frames, tokens_of
 from pyramid.errors import ConfigError
 
