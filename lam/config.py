@@ -219,9 +219,11 @@ class ObjectiveConfig:
     action_weight: float = 0.0
     """Weight of a linear head from the pre-quantisation latent to the mean action over the gap (z-scored), >= 0."""
     action_share: float = 0.025
-    """Share of the training episodes with actions whose actions are used, in (0, 1], at least one episode."""
+    """Share of the actions that is used, in (0, 1]."""
+    action_unit: Literal["episodes", "pairs"] = "episodes"
+    """What the share is of: whole training episodes (at least one), or pairs of all of them, by their first frame."""
     action_rows: int = 16
-    """Pairs of those episodes that every batch has on top of its own, >= 0; they are few, and would hardly be drawn."""
+    """Pairs with actions that every batch has on top of its own, >= 0; they are few, and would hardly be drawn."""
     proprio_weight: float = 0.0
     """Weight of a forward model of the change of proprioception (z-scored) from tokens and state, >= 0 (villa-X)."""
     flow_weight: float = 0.0
