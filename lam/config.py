@@ -204,7 +204,7 @@ class TextConfig:
     """Folder or Hugging Face id of a frozen text model for ``AutoModel`` (UniVLA: T5-base); empty: no instructions.
     It is not saved with the model: labelling needs it again."""
     max_tokens: int = 32
-    """Words pieces read of an instruction, >= 1."""
+    """Word pieces read of an instruction, >= 1."""
 
     def __post_init__(self) -> None:
         """Refuses an empty instruction."""

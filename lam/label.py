@@ -20,6 +20,7 @@ from pyramid import files
 from pyramid.config import to_dict
 from pyramid.errors import SkipItemError
 from pyramid.labels.protocol import BASE_FIELDS, FLAG_STATIC
+from pyramid.labels.table import EMPTY
 from pyramid.shards.frames import cuts_of, resized_frames
 from pyramid.shards.reader import Sample
 
@@ -64,11 +65,12 @@ class LAMLabeler:
     def schema(self) -> pa.Schema:
         """Returns the columns; ``codes`` are null for a continuous bottleneck, ``motion`` is in [0, 1]."""
         n_tokens, quantizer = self.config.model.n_tokens, self.config.quantizer
+        continuous = None if quantizer.n_codes else {EMPTY: b"continuous bottleneck"}
         return pa.schema(
             [
                 *BASE_FIELDS,
                 ("latent", pa.list_(pa.float32(), n_tokens * quantizer.dim)),
-                ("codes", pa.list_(pa.uint16(), n_tokens * quantizer.codes_per_token)),
+                pa.field("codes", pa.list_(pa.uint16(), n_tokens * quantizer.codes_per_token), metadata=continuous),
                 ("recon_gain", pa.float32()),
                 ("motion", pa.float32()),
             ]

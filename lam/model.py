@@ -90,7 +90,9 @@ class LatentActionModel(nn.Module):
         super().__init__()
         self.config, self.facts = config, facts
         model, trainer = config.model, config.trainer
-        vectors = trainer.batch_size * model.n_tokens
+        vectors = (
+            trainer.batch_size * trainer.devices * model.n_tokens
+        )  # codes are counted over all ranks, at each pass
         self.quantizer = build_quantizer(config.quantizer, vectors)
         self.features = (
             FrozenFeatures.described_by(facts.vision, config.target, model.image_size_px) if facts.vision else None

@@ -17,6 +17,7 @@ from lam.flow import FlowTarget
 from lam.losses import code_usage, lam_loss, measured_terms, relative_error
 from lam.model import LatentActionModel
 from lam.pairs import PairBatch, PairSampler
+from lam.pictures import contact_sheet
 from lam.prepare import focus_of, prepare, to_map
 from lam.sources import Sources, find_sources
 from lam.views import Context
@@ -55,6 +56,10 @@ class LAMModule(StepModule):
         if codes is not None:
             logs |= code_usage(codes, model.quantizer.n_codes)
         return torch.stack(list(terms.values())).sum(), {**logs, "motion": batch.motion.mean()}
+
+    def pictures(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Returns rows of pictures, a column per pair: see `lam.pictures`."""
+        return {"pairs": contact_sheet(self.model, batch)}
 
 
 def build_module(config: LAMConfig, sources: Sources | None = None) -> LAMModule:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -41,7 +42,13 @@ class TrainerConfig:
     max_steps: int = 200
     """Optimiser steps in all; also the length of the cosine."""
     batch_size: int = 32
-    """Samples per step."""
+    """Samples per pass of one device; a step takes ``batch_size * accumulate * devices``."""
+    accumulate: int = 1
+    """Passes whose gradients are averaged for one step, >= 1."""
+    devices: int = 1
+    """Processes that train together (DDP), each on a device of its own, >= 1."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the weights, in [0, 1), which is then the model that is saved; 0: none."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 1e-4
@@ -60,16 +67,20 @@ class TrainerConfig:
     """Steps between checkpoints to resume from."""
     log_every: int = 10
     """Steps between entries in TensorBoard."""
+    images_every: int = 0
+    """Steps between pictures in TensorBoard, for models that draw any; 0: none."""
     threads: int = 0
     """Torch threads; 0 leaves torch's own choice."""
 
     def __post_init__(self) -> None:
         """Refuses values that no training could run with."""
-        for name in ("max_steps", "batch_size", "checkpoint_every", "log_every"):
+        for name in ("max_steps", "batch_size", "accumulate", "devices", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.lr < 1:
             raise ValueError(f"lr must be in (0, 1), got {self.lr}")
+        if not 0 <= self.ema_decay < 1 or self.images_every < 0:
+            raise ValueError(f"ema_decay {self.ema_decay} or images_every {self.images_every} out of range")
 
 
 @dataclass(frozen=True)
@@ -103,12 +114,17 @@ class TrainResult:
 
 
 class StepModule(lightning.LightningModule):
-    """A model with its loss; subclasses implement `loss` alone."""
+    """A model with its loss; subclasses implement `loss`, and `pictures` if there is something to see."""
 
     def __init__(self, model: nn.Module, config: TrainerConfig) -> None:
         super().__init__()
         self.model = model
         self.trainer_config = config
+        self._pass = (-1, 0)
+
+    def pictures(self, batch: Any) -> dict[str, Tensor]:
+        """Returns pictures of a batch for TensorBoard by name, float [3, H, W] in [0, 1]."""
+        return {}
 
     def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         """Returns the scalar loss and what to log; every random draw comes from ``generator``."""
@@ -117,8 +133,10 @@ class StepModule(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss of one step; dropout is re-seeded so that a resumed run is bit-equal."""
         step = self.global_step
-        torch.manual_seed(seed_of(self.trainer_config.seed, "dropout", step))
-        loss, logs = self.loss(batch, torch_generator(self.trainer_config.seed, "noise", step))
+        self._pass = (step, self._pass[1] + 1 if self._pass[0] == step else 0)
+        key = place_of(step, self._pass[1], self.trainer_config, self.global_rank)
+        torch.manual_seed(seed_of(self.trainer_config.seed, "dropout", key))
+        loss, logs = self.loss(batch, torch_generator(self.trainer_config.seed, "noise", key))
         if not torch.isfinite(loss):
             raise PyramidError(f"the loss is {loss.item()} at step {step}; lower the learning rate or check the data")
         self.log_dict({"loss": loss.detach(), **{k: torch.as_tensor(float(v)) for k, v in logs.items()}})
@@ -131,6 +149,11 @@ class StepModule(lightning.LightningModule):
         optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def place_of(step: int, part: int, config: TrainerConfig, rank: int) -> int:
+    """Returns the number of the batch that rank ``rank`` sees in pass ``part`` of a step; the step for one of each."""
+    return (step * config.accumulate + part) * config.devices + rank
 
 
 def lr_factor(step: int, config: TrainerConfig) -> float:
@@ -148,22 +171,34 @@ class _Steps(IterableDataset[Any]):
         self.module, self.batch_at = module, batch_at
 
     def __iter__(self) -> Iterator[Any]:
-        for step in range(self.module.global_step, self.module.trainer_config.max_steps):
-            yield self.batch_at(step)
+        config = self.module.trainer_config
+        for step in range(self.module.global_step, config.max_steps):
+            for part in range(config.accumulate):
+                yield self.batch_at(place_of(step, part, config, self.module.global_rank))
 
 
 class _Watch(Callback):
-    """Writes the checkpoint to resume from, and shows progress."""
+    """Writes the checkpoint to resume from, shows progress and pictures."""
 
     def __init__(self, path: Path, progress: Progress, every: int) -> None:
         self.path, self.progress, self.every = path, progress, every
         self.loss = math.nan
+        self.passes = 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.loss = float(outputs["loss"])
-        self.progress.add(amount=module.trainer_config.batch_size)
+        config, self.passes = module.trainer_config, self.passes + 1
+        self.loss = float(outputs["loss"]) * config.accumulate
+        if self.passes % config.accumulate:
+            return
+        self.progress.add(amount=config.batch_size * config.accumulate * config.devices)
         if trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
+        if config.images_every and trainer.global_step % config.images_every == 0 and trainer.is_global_zero:
+            module.eval()
+            with torch.no_grad():
+                for name, picture in module.pictures(batch).items():
+                    trainer.logger.experiment.add_image(name, picture.clamp(0, 1), trainer.global_step)
+            module.train()
 
 
 def train_model(
@@ -204,6 +239,8 @@ def train_model(
     start = time.monotonic()
     loss = _fit(module, batch_at, folder=Path(out, "lightning"), run=run, resume=resume, label=f"train {kind}")
     module.eval()
+    if module.global_rank:  # every rank has the same model, the first one writes it
+        return TrainResult(kind, out, steps, parameters, loss, time.monotonic() - start, reused=False)
     save_model(
         out,
         kind=kind,
@@ -235,14 +272,20 @@ def _fit(module: StepModule, batch_at: BatchAt, *, folder: Path, run: str, resum
     _quiet()
     with Progress(label, config.max_steps, "samples") as progress:
         watch = _Watch(checkpoint, progress, config.checkpoint_every)
+        # Buffers (codebooks that are averages themselves, counts) are copied, not averaged.
+        averaging = [EMAWeightAveraging(decay=config.ema_decay, use_buffers=False)] if config.ema_decay else []
         trainer = lightning.Trainer(
             max_steps=config.max_steps,
             accelerator="auto",
-            devices=1,
+            devices=config.devices,
+            # Heads of objectives that a batch has no rows for get no gradient.
+            strategy=DDPStrategy(find_unused_parameters=True) if config.devices > 1 else "auto",
+            accumulate_grad_batches=config.accumulate,
             precision=config.precision,
             gradient_clip_val=config.grad_clip,
             log_every_n_steps=config.log_every,
-            callbacks=[watch],
+            # The average first: a checkpoint holds it.
+            callbacks=[*averaging, watch],
             logger=TensorBoardLogger(folder.parent, name="logs", version=""),
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -15,6 +15,9 @@ from pyramid.labels.protocol import BASE_FIELDS
 from pyramid.shards.layout import table_name
 from pyramid.shards.reader import Sample, ShardSet
 
+EMPTY = b"empty"
+"""Key in the metadata of a column that a labeler leaves null in every row; its value says why."""
+
 
 def check_schema(schema: pa.Schema, labeler: str) -> None:
     """Refuses a labeler whose tables lack one of the columns that all tables have."""
@@ -50,9 +53,15 @@ def _fault(table: pa.Table, sample: Sample, schema: pa.Schema) -> str:
     frames = table["frame"].to_numpy()
     if frames.min() < 0 or frames.max() >= len(sample):
         return f"frame {frames.max()} of a clip with {len(sample)} frames"
-    return next(
-        (f"column '{name}' holds NaN, infinity or nothing" for name in schema.names if _not_finite(table[name])), ""
-    )
+    names = [
+        field.name for field in schema if not (_may_be_empty(field) and table[field.name].null_count == len(table))
+    ]
+    return next((f"column '{name}' holds NaN, infinity or nothing" for name in names if _not_finite(table[name])), "")
+
+
+def _may_be_empty(field: pa.Field) -> bool:
+    """Whether the labeler says of a column that it holds nothing in any row, such as codes without a codebook."""
+    return EMPTY in (field.metadata or {})
 
 
 def _not_finite(column: pa.ChunkedArray) -> bool:

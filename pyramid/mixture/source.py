@@ -115,7 +115,10 @@ class Source:
         frames = tables["frame"].to_numpy().astype(np.int32)
         values = _matrix(tables[column], f"source '{self.name}', column '{column}'")
         self.gap_s = float(tables["gap_s"][0].as_py()) if len(keys) else 0.0
-        self._tokens = len(tables["codes"][0].as_py() or [1]) if self.spec.use == "latent" and len(keys) else 1
+        self._tokens = 1
+        if self.spec.use == "latent" and len(keys):
+            # A token may have several codes, or none: the labeler says how many tokens there are.
+            self._tokens = int(run.metadata.get("config", {}).get("n_tokens") or len(tables["codes"][0].as_py() or [1]))
         spans = _spans(keys)
         none = (0, 0)
         span = [spans.get(self.shards.rows[i]["key"], none) for i in self.rows]

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import pytest
 import sprites
+from lam_variants import SMALL
 
 from lam.train import train_lam
-
-SMALL = {
-    "model.image_size_px": 32,
-    "model.encoder_widths": (16, 16, 24),
-    "model.decoder_widths": (8, 16, 24),
-    "trainer.max_steps": 12,
-    "trainer.batch_size": 8,
-    "trainer.warmup_steps": 2,
-    "trainer.checkpoint_every": 6,
-    "trainer.threads": 0,
-}
 
 
 @pytest.fixture(scope="session")

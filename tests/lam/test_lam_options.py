@@ -11,7 +11,7 @@ import pytest
 import sprites
 import tiny_hub
 import torch
-from conftest import SMALL
+from lam_variants import SMALL, features_of, made
 
 from lam.camera import global_motion, moved_back
 from lam.config import LAMConfig, ObjectiveConfig, TextConfig
@@ -19,54 +19,19 @@ from lam.evaluate import evaluate_lam
 from lam.flow import FlowTarget
 from lam.label import load
 from lam.losses import measured_terms
-from lam.pairs import PairSampler, label_pairs
+from lam.pairs import label_pairs
 from lam.prepare import Frames, focus_of, prepare
 from lam.run import load_model
 from lam.signals import labelled_clips
-from lam.sources import find_sources
 from lam.text import TextEmbedder
-from lam.train import build_module, train_lam
+from lam.train import train_lam
 from lam.views import Context
 from pyramid import parquet
-from pyramid.config import resolve
+from pyramid.config import dump_yaml, resolve
 from pyramid.errors import ConfigError, DataError
 from pyramid.rng import torch_generator
 from pyramid.shards.frames import ClipFrames
 from pyramid.shards.reader import ShardSet
-
-TRANSFORMER = {
-    "model.encoder": "transformer",
-    "model.decoder": "transformer",
-    "model.width": 16,
-    "model.heads": 2,
-    "model.encoder_depth": 1,
-    "model.decoder_depth": 1,
-    "model.patch_px": 8,
-}
-
-
-def made(shards, **options):
-    """A module, its sampler and its sources, as training makes them."""
-    config = resolve(LAMConfig, "lam/tiny", **{**SMALL, **options})
-    clips = ClipFrames.open(shards, split="train", size_px=config.model.image_size_px)
-    sources = find_sources(config, clips)
-    sampler = PairSampler(
-        clips,
-        config.pairs,
-        seed=config.trainer.seed,
-        batch_size=config.trainer.batch_size,
-        signals=sources.signals(clips, config),
-    )
-    return build_module(config, sources).train(), sampler, sources
-
-
-def features_of(tmp_path, kind="dinov2"):
-    return {
-        **TRANSFORMER,
-        "target.kind": "features",
-        "target.vision_model": tiny_hub.save_vision(kind, tmp_path / kind),
-    }
-
 
 # Labelled pairs
 
@@ -228,7 +193,7 @@ def test_labels_see_the_compensated_pair(shards, tmp_path):
     kept = load(str(tmp_path))
     kept.model.config = replace(kept.model.config, objectives=ObjectiveConfig())
     still = sprites.make_sample(1, n_frames=20, still=True)
-    assert labeler.label([still])[0].equals(kept.label([still])[0])
+    assert labeler.label([still])[0]["latent"].equals(kept.label([still])[0]["latent"])
     shift = sprites.make_sample(1, n_frames=20)
     rolled = np.stack([np.roll(frame, 3 * (i // 8 % 2), 1) for i, frame in enumerate(shift.frames())])
     moving = replace(shift, video=sprites.encode_mp4(rolled, 80.0))
@@ -328,7 +293,7 @@ def test_two_stages_end_to_end(shards, tmp_path):
         (table,) = load(folder).label([sample])
         assert len(table["latent"][0]) == width
         assert len(table["codes"][0]) == codes
-        assert evaluate_lam(shards, model=folder, n_pairs=40).pairs == 40
+    assert evaluate_lam(shards, model=second, n_pairs=40).pairs == 40
     with pytest.raises(ConfigError, match="without instructions"):
         resolve(LAMConfig, "lam/tiny", **{**common, **text, "stage1": first})
 
@@ -342,7 +307,7 @@ def test_a_continuous_first_stage_is_refused(shards, tmp_path):
 # Every variant can be trained, saved, labelled with and evaluated
 
 
-@pytest.mark.parametrize("kind", ["residual_vq", "vae", "lfq"])
+@pytest.mark.parametrize("kind", ["residual_vq", *(pytest.param(k, marks=pytest.mark.slow) for k in ("vae", "lfq"))])
 def test_labels_of_every_width(shards, tmp_path, kind):
     train_lam(shards, out=str(tmp_path), **{**SMALL, "trainer.max_steps": 2, "quantizer.kind": kind})
     (table,) = load(str(tmp_path)).label([ShardSet.open(shards).read(0)])
@@ -365,3 +330,21 @@ def test_a_feature_model_needs_nothing_but_its_folder(shards, tmp_path):
     shutil.rmtree(options["target.vision_model"])
     (after,) = load(out).label([sample])
     assert after.equals(before)
+
+
+@pytest.mark.parametrize("kind", ["residual_vq", "none"])
+def test_a_policy_gets_whole_tokens_whatever_codes_they_have(kind, tmp_path):
+    from pyramid.labels.engine import label
+    from pyramid.mixture.batch import open_mixture
+
+    videos = sprites.make_shards(tmp_path, n_train=2, n_val=0, n_frames=16)
+    options = {**SMALL, "trainer.max_steps": 1, "quantizer.kind": kind, "quantizer.stages": 3}
+    train_lam(videos, out=str(tmp_path / "model"), **options)
+    labels = str(tmp_path / "labels")
+    label(videos, labeler="lam", model=str(tmp_path / "model"), out=labels)
+    source = {"shards": videos, "use": "latent", "labels": labels}
+    spec = {"tiers": {"base": {"weight": 1.0, "sources": {"human": source}}}, "horizon": 4, "seed": 0}
+    (tmp_path / "mix.yaml").write_text(dump_yaml(spec))
+    stream = open_mixture(str(tmp_path / "mix.yaml"), batch_size=2, image_size=32)
+    (embodiment,) = stream.embodiments.values()
+    assert (embodiment.horizon, embodiment.action_dim) == (4, 16)
