@@ -25,7 +25,7 @@ from pyramid.sim.tasks import instruction
 from pyramid.table import format_table
 
 ROBOT, HAND = "metaworld", "metaworld_hand"
-SIZE_PX = 64
+SIZE_PX = 128
 VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": {"config": "lam/tiny"},
     "metaworld, no labels": {"config": "lam/metaworld"},

@@ -25,6 +25,8 @@ _CAMERA_STD_PX = 0.25
 """Spread of the global shift below which there is no camera motion to find."""
 _ROWS = 32
 """Fewest rows on either side of a probe."""
+_CLIPS = 4
+"""Fewest clips that a probe is fitted on: of fewer it learns the clips."""
 _NEIGHBOURS = 5
 
 
@@ -65,11 +67,13 @@ def action_probes(fitted: Side, held: Side, n_codes: int) -> dict[str, Probe]:
 
 def _both(fitted: Side, held: Side) -> list[str]:
     able = _able(held)
-    return [name for name in _able(fitted) if name in able]
+    return [name for name in _able(fitted, _CLIPS) if name in able]
 
 
-def _able(side: Side) -> list[str]:
-    return [name for name in sorted(set(side.pairs.embodiments)) if side.known(name).sum() >= _ROWS]
+def _able(side: Side, n_clips: int = 1) -> list[str]:
+    """Returns the embodiments with enough pairs that have an action, of at least so many clips."""
+    rows = {name: side.known(name) for name in sorted(set(side.pairs.embodiments))}
+    return [n for n, own in rows.items() if own.sum() >= _ROWS and len(np.unique(side.pairs.clip[own])) >= n_clips]
 
 
 def _action_probe(fitted: Side, held: Side, name: str, n_codes: int) -> Probe:
@@ -98,7 +102,7 @@ def transfer_probes(fitted: Side, held: Side) -> list[Transfer]:
     Bodies look different, so their latents are centred and scaled by their own moments first; that needs no action.
     """
     found = []
-    for source in _able(fitted):
+    for source in _able(fitted, _CLIPS):
         own = _standardised(fitted, source)
         for target in _able(held):
             other = _standardised(held, target)

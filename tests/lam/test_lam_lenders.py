@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from lam_variants import SMALL
 
 from lam.config import LAMConfig
 from lam.pairs import PairSampler, label_pairs

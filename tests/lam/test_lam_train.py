@@ -35,7 +35,7 @@ def samples(shards):
 
 def test_preset_resolves():
     config = resolve(LAMConfig, "lam/tiny")
-    assert (config.pairs.gap_s, config.model.n_tokens, config.quantizer.codebook_size) == (0.1, 4, 8)
+    assert (config.pairs.gap_s, config.model.n_tokens, config.quantizer.codebook_size) == (0.2, 4, 8)
 
 
 def test_training_lowers_the_loss(shards, small, tmp_path):
