@@ -76,6 +76,8 @@ class PairBatch(NamedTuple):
     """Proprioception at the first frame."""
     later: Measured | None = None
     """Proprioception at the second frame."""
+    body: Tensor | None = None
+    """int64 [B]: number of each pair's embodiment among those of the training clips."""
 
 
 def find_pair(times_s: NDArray[np.float64], t_s: float, gap_s: float, cuts: Sequence[int] = ()) -> Pair | None:

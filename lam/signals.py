@@ -165,6 +165,9 @@ class PairSignals:
         if self.boxes is not None:
             boxes = [self.boxes.around(str(self.clips.rows[i]["key"]), pair) for i, pair in drawn]
             fields["boxes"] = torch.tensor(boxes, dtype=torch.float32)
+        if self.facts.bodies:
+            names = [self.facts.bodies.index(str(self.clips.rows[i]["embodiment"])) for i, _ in drawn]
+            fields["body"] = torch.tensor(names)
         if self.facts.actions:
             rows = [mean_action(self._arrays(i).action, pair) if self.lends(i, pair) else None for i, pair in drawn]
             fields["action"] = self._measured(drawn, rows, self.facts.actions)
