@@ -38,7 +38,7 @@ def evaluate_lam(
 ) -> LAMEvaluation:
     """Measures a trained latent-action model on the ``val`` split of shard folders.
 
-    Probes are fitted on pairs of the ``train`` split (which the model saw without actions) and scored on ``val``;
+    Probes are fitted on pairs of the ``train`` split (of which the model saw no action, or few) and scored on ``val``;
     folders without training clips have none.
 
     Args:

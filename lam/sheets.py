@@ -50,7 +50,7 @@ def write_pictures(network: LatentActionModel, held: Side, out: str) -> list[str
         pictures["transfer.png"] = transfer_grid(network, held)
     for name, picture in pictures.items():
         data = io.BytesIO()
-        picture.save(data, "PNG", optimize=True)
+        picture.save(data, "PNG")
         files.write_bytes(files.join(out, name), data.getvalue())
     return list(pictures)
 

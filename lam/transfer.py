@@ -73,11 +73,15 @@ def swapped_measures(network: LatentActionModel, rows: Rows, held: Pairs) -> dic
     foreign = held.clip != held.clip[partner]
     theirs = pick_context(held.context, foreign)
     unrelated = run_pairs(network, held.first[foreign], held.second[partner][foreign], context=theirs)
-    kept = [latent.reshape(len(latent), -1) for latent in (rows.latent[partner][foreign], unrelated.latent)]
+    image = None
+    if foreign.any():
+        count = int(foreign.sum())
+        own, other = rows.latent[partner][foreign], unrelated.latent
+        image = metrics.explained(own.reshape(count, -1), other.reshape(count, -1))
     return {
         "shuffle_gap": metrics.psnr_gap(rows.error, swapped.error),
         "leakage": metrics.leakage(rows.error, rows.copy_error, unrelated.error, unrelated.copy_error),
-        "image_r2": metrics.explained(kept[0], kept[1]) if foreign.any() else None,
+        "image_r2": image,
     }
 
 
