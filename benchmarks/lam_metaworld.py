@@ -28,7 +28,7 @@ from pyramid.table import format_table
 
 ROBOT, HAND = "metaworld", "metaworld_hand"
 SIZE_PX = 128
-LABELLED = {"objectives.action_weight": 1.0, "objectives.action_unit": "pairs", "objectives.action_share": 0.025}
+LABELLED = {"objectives.action_weight": 0.5, "objectives.action_unit": "pairs", "objectives.action_share": 0.025}
 SHARED = {
     "objectives.body_critic": 0.05,
     "objectives.body_moments": 0.05,
