@@ -219,9 +219,22 @@ class ObjectiveConfig:
     action_weight: float = 0.0
     """Weight of a linear head from the pre-quantisation latent to the mean action over the gap (z-scored), >= 0."""
     action_share: float = 0.025
-    """Share of the training episodes with actions whose actions are used, in (0, 1], at least one episode."""
+    """Share of the actions that is used, in (0, 1]."""
+    action_unit: Literal["episodes", "pairs"] = "episodes"
+    """What the share is of: whole training episodes (at least one), or pairs of all of them, by their first frame."""
     action_rows: int = 16
-    """Pairs of those episodes that every batch has on top of its own, >= 0; they are few, and would hardly be drawn."""
+    """Pairs with actions that every batch has on top of its own, >= 0; they are few, and would hardly be drawn."""
+    body_critic: float = 0.0
+    """Weight of a critic that tells bodies (embodiments) by their latents; for the encoder its gradient is turned round
+    (arXiv 1409.7495), >= 0."""
+    body_moments: float = 0.0
+    """Weight of the difference in mean and covariance between the latents of two bodies (arXiv 1607.01719), >= 0."""
+    body_cycle: float = 0.0
+    """Weight of the latent coming back when tokens of one body act on a frame of another, >= 0; pixels only."""
+    body_start: float = 0.3
+    """Share of the training before these three begin, in [0, 1): the latents must say something first."""
+    window_share: float = 0.0
+    """Share of training pairs of which the encoder sees but a window around something that moves, in [0, 1]."""
     proprio_weight: float = 0.0
     """Weight of a forward model of the change of proprioception (z-scored) from tokens and state, >= 0 (villa-X)."""
     flow_weight: float = 0.0
@@ -241,11 +254,14 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Refuses weights below 0 and options without what they need."""
-        for name in ("action_weight", "proprio_weight", "flow_weight", "action_rows"):
+        weights = ("action_weight", "proprio_weight", "flow_weight", "body_critic", "body_moments", "body_cycle")
+        for name in (*weights, "action_rows"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not (0 < self.action_share <= 1 and 0 <= self.focus_floor <= 1):
             raise ValueError(f"action_share {self.action_share} or focus_floor {self.focus_floor} out of range")
+        if not (0 <= self.body_start < 1 and 0 <= self.window_share <= 1):
+            raise ValueError(f"body_start {self.body_start} or window_share {self.window_share} out of range")
         if self.flow_weight and not self.flow_weights:
             raise ValueError("flow_weight needs flow_weights: the file of the flow model's weights")
         if (self.focus == "boxes") != bool(self.focus_boxes):
@@ -281,6 +297,9 @@ class LAMConfig:
             raise ValueError("features are predicted by model.decoder=transformer; film predicts pixels")
         if self.model.encoder_input == "features" and not features:
             raise ValueError("model.encoder_input=features needs target.kind=features")
+        seen = self.model.encoder_input == "features" and self.objectives.window_share > 0
+        if seen or (features and self.objectives.body_cycle > 0):
+            raise ValueError("body_cycle needs target.kind=pixels, window_share needs model.encoder_input=pixels")
         if self.text.text_model and "transformer" not in {self.model.encoder} & {self.model.decoder}:
             raise ValueError("instructions need transformers: set model.encoder and model.decoder to transformer")
         if self.text.text_model and self.stage1:

@@ -28,6 +28,8 @@ class ModelFacts:
     """Width of the text model's tokens; 0 without instructions."""
     stage1: dict[str, Any] = field(default_factory=dict)
     """``quantizer`` (its config) and ``n_tokens`` of the model of the first stage; empty without one."""
+    bodies: list[str] = field(default_factory=list)
+    """Embodiments of the training clips, for objectives that compare them; empty without any."""
     actions: Statistics = field(default_factory=dict)
     """Statistics of the mean action over a gap, for embodiments with labelled pairs."""
     states: Statistics = field(default_factory=dict)

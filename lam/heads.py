@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lam.facts import Statistics
 
-__all__ = ["ActionHead", "ProprioHead"]
+__all__ = ["ActionHead", "BodyCritic", "ProprioHead"]
 
 
 class _Normalised(nn.Module):
@@ -71,3 +71,22 @@ class ProprioHead(_Normalised):
         who = nn.functional.one_hot(embodiment, len(self.names)).to(now)
         predicted = self.mlp(torch.cat([z.flatten(1), now, who], dim=1)).float()
         return self.error(predicted, then - now, embodiment)
+
+
+class BodyCritic(nn.Module):
+    """Tells bodies apart by their latents, while the encoder learns not to let it (arXiv 1409.7495)."""
+
+    def __init__(self, n_bodies: int, latent_dim: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(latent_dim, hidden), nn.SiLU(), nn.Linear(hidden, n_bodies))
+
+    def forward(self, latent: Tensor, body: Tensor) -> Tensor:
+        """Returns the critic's cross-entropy float32 [] on latents float [B, F] of bodies int64 [B]."""
+        scale = latent.detach().std(0).mean() + 1e-3
+        told = self.mlp(_turned(((latent - latent.mean(0)) / scale).float()))
+        return nn.functional.cross_entropy(told, body)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """The same values, with the gradient turned round."""
+    return 2 * x.detach() - x

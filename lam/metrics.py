@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["leakage", "partners", "perplexity", "psnr", "psnr_gap", "sequence_bits", "sequence_ids", "static_fraction"]
+__all__ = [
+    "explained",
+    "leakage",
+    "partners",
+    "perplexity",
+    "psnr",
+    "psnr_gap",
+    "sequence_bits",
+    "sequence_ids",
+    "static_fraction",
+]
 
 Codes = NDArray[Any]
 """Integer codes [P, N] of P pairs at N positions."""
@@ -79,3 +89,12 @@ def static_fraction(still_codes: Codes) -> float | None:
     if not len(still_codes):
         return None
     return float(np.bincount(sequence_ids(still_codes)).max() / len(still_codes))
+
+
+def explained(sent: NDArray[np.float32], back: NDArray[np.float32]) -> float | None:
+    """Returns how much of the latents sent comes back, ``1 - |back - sent|^2 / |sent - mean|^2``, both float [P, F].
+
+    1 is every latent itself, 0 no more than their mean; None when all sent are alike.
+    """
+    spread = float(((sent - sent.mean(0)) ** 2).sum())
+    return 1 - float(((back - sent) ** 2).sum()) / spread if spread > 1e-12 else None

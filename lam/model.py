@@ -17,7 +17,7 @@ from lam.decoders import FiLMDecoder, TransformerDecoder
 from lam.encoders import CNNEncoder, TransformerEncoder
 from lam.facts import ModelFacts
 from lam.features import FrozenFeatures
-from lam.heads import ActionHead, ProprioHead
+from lam.heads import ActionHead, BodyCritic, ProprioHead
 from lam.quantizers import Quantized, build_quantizer
 from lam.views import Context, Spec, View
 from pyramid.config import from_dict
@@ -108,6 +108,7 @@ class LatentActionModel(nn.Module):
         self.decoder = self._decoder([(model.n_tokens, config.quantizer.dim), *behind])
         d_latent = model.n_tokens * config.quantizer.dim
         self.action_head = ActionHead(facts.actions, d_latent) if facts.actions else None
+        self.critic = BodyCritic(len(facts.bodies), d_latent) if facts.bodies else None
         self.proprio_head = ProprioHead(facts.states, d_latent) if facts.states else None
         self.to(memory_format=torch.channels_last)  # 1.3 times faster on a CPU
 
@@ -131,9 +132,9 @@ class LatentActionModel(nn.Module):
             return self.features.dim, self.features.grid
         return 0, self.config.model.image_size_px // self.config.model.patch_px
 
-    def forward(self, first: View, second: View, context: Context) -> Output:
-        """Encodes and predicts pairs of frames."""
-        tokens = self.tokens(first, second, context)
+    def forward(self, first: View, second: View, context: Context, *, seen: tuple[View, View] | None = None) -> Output:
+        """Encodes and predicts pairs of frames; ``seen`` are what the encoder sees, where that is something else."""
+        tokens = self.tokens(*(seen or (first, second)), context)
         change, flow = self.predict(first, tokens.quantized.z, context, tokens.background)
         return Output(tokens, change, flow)
 

@@ -23,6 +23,8 @@ __all__ = ["Measured", "Pair", "PairBatch", "PairSampler", "find_pair", "label_p
 _BLOCKS = 8
 _DRAWS = 64
 """Draws for one place in a batch before the data is said to hold no pair."""
+_LENT_DRAWS = 16384
+"""The same among labelled pairs, which may be few in a thousand."""
 _SLACK_S = 1e-4
 """Rounding of presentation times in containers, seconds."""
 
@@ -74,6 +76,8 @@ class PairBatch(NamedTuple):
     """Proprioception at the first frame."""
     later: Measured | None = None
     """Proprioception at the second frame."""
+    body: Tensor | None = None
+    """int64 [B]: number of each pair's embodiment among those of the training clips."""
 
 
 def find_pair(times_s: NDArray[np.float64], t_s: float, gap_s: float, cuts: Sequence[int] = ()) -> Pair | None:
@@ -153,6 +157,9 @@ class Signals(Protocol):
     labelled_rows: int
     """Pairs of those that every batch has on top of its own."""
 
+    def lends(self, clip: int, pair: Pair) -> bool:
+        """Whether a pair of a clip lends its action."""
+
     def of(self, drawn: Sequence[tuple[int, Pair]]) -> dict[str, Any]:
         """Returns the further fields of a batch."""
 
@@ -192,7 +199,7 @@ class PairSampler:
         drawn = [self.draw("train", step, place) for place in range(self.batch_size)]
         if self.signals is not None and self._labelled[-1] > 0:
             rows = range(self.signals.labelled_rows)
-            drawn += [self._draw(self._labelled, ("labelled", step, place)) for place in rows]
+            drawn += [self._draw(self._labelled, ("labelled", step, place), self.signals) for place in rows]
         first, second = (torch.stack(frames) for frames in zip(*(frames for _, _, frames in drawn), strict=True))
         moved = motion(first, second)
         weight = torch.ones_like(moved)
@@ -207,10 +214,10 @@ class PairSampler:
         return self._draw(self._cumulative, key)
 
     def _draw(
-        self, cumulative: NDArray[np.float64], key: tuple[str | int, ...]
+        self, cumulative: NDArray[np.float64], key: tuple[str | int, ...], among: Signals | None = None
     ) -> tuple[int, Pair, tuple[Tensor, Tensor]]:
         generator = rng(self.seed, "pair", *key)
-        for _ in range(_DRAWS):
+        for _ in range(_DRAWS if among is None else _LENT_DRAWS):
             clip, at, stretch = generator.random(3)
             index = int(np.searchsorted(cumulative, clip * cumulative[-1], side="right"))
             gap_s = self.config.gap_s * (1 + self.config.jitter * stretch)
@@ -218,14 +225,15 @@ class PairSampler:
             latest = float(times_s[-1]) - gap_s
             start_s = float(times_s[0]) + at * max(latest - float(times_s[0]), 0.0)
             pair = find_pair(times_s, start_s, gap_s, self.clips.rows[index]["cuts"] or ())
-            if pair is None:
+            if pair is None or (among is not None and not among.lends(index, pair)):
                 continue
             first, second = self.clips.frames(index, [pair.first, pair.second])
             if self.config.static_policy == "dropped" and self._is_static(first, second):
                 continue
             return index, pair, (first, second)
         raise DataError(
-            f"{_DRAWS} draws found no pair of frames {self.config.gap_s} s apart"
+            f"{_DRAWS if among is None else _LENT_DRAWS} draws found no {'' if among is None else 'labelled '}pair of "
+            f"frames {self.config.gap_s} s apart"
             + (" with motion; set pairs.static_policy=scored" if self.config.static_policy == "dropped" else "")
         )
 

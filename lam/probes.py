@@ -5,6 +5,7 @@ They are fitted on some episodes and scored on others; which, is left to `lam.ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from lam.camera import global_motion
 from pyramid.rng import rng, seed_of
 
-__all__ = ["ProbeData", "global_shift", "mlp_probe", "r2_score", "ridge_probe"]
+__all__ = ["ProbeData", "global_shift", "knn_accuracy", "mean_score", "mlp_probe", "r2_score", "ridge_probe"]
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties per row, for inputs of unit spread."""
@@ -48,7 +49,7 @@ def ridge_probe(train: ProbeData, test: ProbeData) -> list[float | None]:
     The penalty is the one that does best on a fifth of the training episodes.
     """
     fit, held = _inner_split(train)
-    scores = [_mean(r2_score(held.y, _ridge(fit, held.x, penalty))) for penalty in _PENALTIES]
+    scores = [mean_score(r2_score(held.y, _ridge(fit, held.x, penalty))) or 0.0 for penalty in _PENALTIES]
     return r2_score(test.y, _ridge(train, test.x, _PENALTIES[int(np.argmax(scores))]))
 
 
@@ -116,9 +117,30 @@ def _tensor(x: NDArray[np.floating]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x, np.float32))
 
 
-def _mean(scores: list[float | None]) -> float:
+def mean_score(scores: Sequence[float | None]) -> float | None:
+    """Returns the mean over the dimensions that vary; None if none does."""
     known = [score for score in scores if score is not None]
-    return float(np.mean(known)) if known else float("-inf")
+    return float(np.mean(known)) if known else None
+
+
+def knn_accuracy(
+    x: NDArray[np.floating], labels: Sequence[str], new: NDArray[np.floating], truth: Sequence[str], *, neighbours: int
+) -> float:
+    """Returns how often the commonest label among the nearest rows is the true one; in a tie the nearest row decides.
+
+    Args:
+        x: float [P, F], rows with known labels; each column is brought to unit spread.
+        labels: P labels.
+        new: float [Q, F], rows to be named.
+        truth: their Q labels.
+        neighbours: rows that vote, >= 1; fewer if there are fewer.
+    """
+    known, asked = _standardised(x, x), _standardised(x, new)
+    hits = 0
+    for row, true in zip(asked, truth, strict=True):
+        near = [labels[i] for i in np.argsort(((known - row) ** 2).sum(1), kind="stable")[:neighbours]]
+        hits += max(near, key=near.count) == true
+    return hits / len(truth)
 
 
 def global_shift(first: Tensor, second: Tensor) -> NDArray[np.float32]:

@@ -24,7 +24,15 @@ from pyramid.errors import ConfigError, DataError
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames, cuts_of
 
-__all__ = ["Boxes", "PairSignals", "action_statistics", "labelled_clips", "mean_action", "state_statistics"]
+__all__ = [
+    "Boxes",
+    "Lenders",
+    "PairSignals",
+    "action_statistics",
+    "labelled_clips",
+    "mean_action",
+    "state_statistics",
+]
 
 _STATE_CLIPS = 64
 """Clips that the statistics of proprioception are taken from."""
@@ -40,18 +48,43 @@ def labelled_clips(clips: ClipFrames, share: float, seed: int) -> list[int]:
     return sorted(able[: math.ceil(share * len(able))])
 
 
+class Lenders:
+    """The pairs whose action training may see: of a few clips all, or a few of all clips.
+
+    Args:
+        clips: the training clips.
+        config: the model's config; it says how many, and the seed says which.
+    """
+
+    def __init__(self, clips: ClipFrames, config: LAMConfig) -> None:
+        objectives, self._seed = config.objectives, config.trainer.seed
+        by_pair = objectives.action_unit == "pairs"
+        self._share = objectives.action_share if by_pair else 1.0
+        self._keys = [str(row["key"]) for row in clips.rows]
+        self.clips = labelled_clips(clips, 1.0 if by_pair else objectives.action_share, self._seed)
+        """Clips that have any."""
+        self._able = frozenset(self.clips)
+
+    def lends(self, clip: int, pair: Pair) -> bool:
+        """Whether a pair of a clip is one of them; its first frame decides."""
+        if clip not in self._able or self._share == 1:
+            return clip in self._able
+        return bool(rng(self._seed, "labelled", self._keys[clip], pair.first).random() < self._share)
+
+
 def mean_action(action: NDArray[np.float32] | None, pair: Pair) -> NDArray[np.float32] | None:
     """Returns the mean of the actions float32 [T, D] applied from the first frame up to the second; None if unknown."""
     mean = None if action is None else action[pair.first : pair.second].mean(0)
     return mean if mean is not None and np.isfinite(mean).all() else None
 
 
-def action_statistics(clips: ClipFrames, labelled: Sequence[int], gap_s: float) -> Statistics:
-    """Returns the statistics of the mean action over the gap, from the labelled clips alone."""
+def action_statistics(clips: ClipFrames, lenders: Lenders, gap_s: float) -> Statistics:
+    """Returns the statistics of the mean action over the gap, from the labelled pairs alone."""
     rows: dict[str, list[NDArray[np.float32]]] = {}
-    for index in labelled:
+    for index in lenders.clips:
         sample = clips.sample(index)
-        means = [mean_action(sample.action, p) for p in label_pairs(sample.times_s, gap_s, None, cuts_of(sample))]
+        pairs = label_pairs(sample.times_s, gap_s, None, cuts_of(sample))
+        means = [mean_action(sample.action, pair) for pair in pairs if lenders.lends(index, pair)]
         known = [mean for mean in means if mean is not None]
         if known:
             rows.setdefault(str(sample.meta["embodiment"]), []).append(np.stack(known))
@@ -114,11 +147,15 @@ class PairSignals:
     def __init__(self, clips: ClipFrames, config: LAMConfig, facts: ModelFacts, text: TextEmbedder | None) -> None:
         self.clips, self.facts, self.text = clips, facts, text
         objectives = config.objectives
-        wanted = labelled_clips(clips, objectives.action_share, config.trainer.seed) if facts.actions else []
-        self.labelled = wanted
-        self.labelled_rows = objectives.action_rows if wanted else 0
+        self.lenders = Lenders(clips, config) if facts.actions else None
+        self.labelled = self.lenders.clips if self.lenders else []
+        self.labelled_rows = objectives.action_rows if self.labelled else 0
         self.boxes = Boxes(objectives.focus_boxes) if objectives.focus_boxes else None
         self._kept: dict[int, _Arrays] = {}
+
+    def lends(self, clip: int, pair: Pair) -> bool:
+        """Whether training may see the action of a pair of a clip."""
+        return self.lenders is not None and self.lenders.lends(clip, pair)
 
     def of(self, drawn: Sequence[tuple[int, Pair]]) -> dict[str, Any]:
         """Returns the fields of `lam.pairs.PairBatch` for pairs, as (clip, pair) each; on the CPU."""
@@ -128,9 +165,11 @@ class PairSignals:
         if self.boxes is not None:
             boxes = [self.boxes.around(str(self.clips.rows[i]["key"]), pair) for i, pair in drawn]
             fields["boxes"] = torch.tensor(boxes, dtype=torch.float32)
+        if self.facts.bodies:
+            names = [self.facts.bodies.index(str(self.clips.rows[i]["embodiment"])) for i, _ in drawn]
+            fields["body"] = torch.tensor(names)
         if self.facts.actions:
-            lent = set(self.labelled)
-            rows = [mean_action(self._arrays(i).action, pair) if i in lent else None for i, pair in drawn]
+            rows = [mean_action(self._arrays(i).action, pair) if self.lends(i, pair) else None for i, pair in drawn]
             fields["action"] = self._measured(drawn, rows, self.facts.actions)
         if self.facts.states:
             states = [self._arrays(i).state for i, _ in drawn]

@@ -12,7 +12,7 @@ from lam.facts import ModelFacts
 from lam.features import FrozenFeatures
 from lam.model import LatentActionModel, build_model, load_frozen
 from lam.run import load_model
-from lam.signals import PairSignals, action_statistics, labelled_clips, state_statistics
+from lam.signals import Lenders, PairSignals, action_statistics, state_statistics
 from lam.text import TextEmbedder
 from pyramid.config import to_dict
 from pyramid.errors import DataError
@@ -85,12 +85,16 @@ def _stage1(config: LAMConfig) -> tuple[dict[str, Any], dict[str, Tensor], str]:
 
 
 def _measured(config: LAMConfig, clips: ClipFrames) -> dict[str, Any]:
-    objectives, seed, found = config.objectives, config.trainer.seed, {}
+    objectives, seed = config.objectives, config.trainer.seed
+    found: dict[str, Any] = {}
     if objectives.action_weight:
-        labelled = labelled_clips(clips, objectives.action_share, seed)
-        found["actions"] = action_statistics(clips, labelled, config.pairs.gap_s)
+        found["actions"] = action_statistics(clips, Lenders(clips, config), config.pairs.gap_s)
     if objectives.proprio_weight:
         found["states"] = state_statistics(clips, seed)
+    if objectives.body_critic or objectives.body_moments or objectives.body_cycle:
+        bodies = found["bodies"] = sorted({str(row["embodiment"]) for row in clips.rows})
+        if len(bodies) < 2:
+            raise DataError(f"all training clips show '{bodies[0]}'; leave the weights of body_* at 0, or add others")
     for name, statistics in found.items():
         if not statistics:
             raise DataError(f"no training clip has {name}; leave the weight of that objective at 0, or add robot clips")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lam.bodies import body_terms, windowed
 from lam.config import LAMConfig
 from lam.flow import FlowTarget
 from lam.losses import code_usage, lam_loss, measured_terms, relative_error
@@ -20,7 +21,7 @@ from lam.pairs import PairBatch, PairSampler
 from lam.pictures import contact_sheet
 from lam.prepare import focus_of, prepare, to_map
 from lam.sources import Sources, find_sources
-from lam.views import Context
+from lam.views import Context, View
 from pyramid.config import resolve, to_dict
 from pyramid.rng import seed_of
 from pyramid.shards.frames import ClipFrames
@@ -40,14 +41,20 @@ class LAMModule(StepModule):
         self.flow = FlowTarget(objectives) if objectives.flow_weight else None
 
     def loss(self, batch: PairBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        """Returns the loss of a batch of pairs and what to log; draws nothing from ``generator``."""
+        """Returns the loss of a batch of pairs and what to log; ``generator`` draws windows."""
         model, objectives = self.model, self.model.config.objectives
         frames = prepare(objectives, batch.first, batch.second)
         first, second = model.look(frames.first), model.look(frames.second)
-        output = model(first, second, Context(batch.gap_s, batch.text, batch.text_mask))
+        context, seen = Context(batch.gap_s, batch.text, batch.text_mask), None
+        if objectives.window_share:
+            seen_first, seen_second = windowed(objectives, frames.first, frames.second, generator)
+            seen = View(seen_first), View(seen_second)
+        output = model(first, second, context, seen=seen)
         change = model.target(second) - model.target(first)
         focus = to_map(focus_of(objectives, frames, batch.boxes), change.shape[-1])
         terms = lam_loss(output, change, batch.weight, focus) | measured_terms(model, output, batch)
+        if batch.body is not None and self.global_step >= objectives.body_start * self.trainer_config.max_steps:
+            terms |= body_terms(model, output, first, context, batch.body)
         if self.flow is not None and output.flow is not None:
             flow = self.flow(frames.first, frames.second, change.shape[-1])
             terms["flow"] = objectives.flow_weight * relative_error(output.flow, flow, batch.weight, focus)

@@ -15,6 +15,8 @@ SMALL = {
     "model.image_size_px": 32,
     "model.encoder_widths": (16, 16, 24),
     "model.decoder_widths": (8, 16, 24),
+    "pairs.gap_s": 0.1,
+    "objectives.focus": "whole",
     "trainer.max_steps": 12,
     "trainer.batch_size": 8,
     "trainer.warmup_steps": 2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ def samples(shards):
 
 def test_preset_resolves():
     config = resolve(LAMConfig, "lam/tiny")
-    assert (config.pairs.gap_s, config.model.n_tokens, config.quantizer.codebook_size) == (0.1, 4, 8)
+    assert (config.pairs.gap_s, config.model.n_tokens, config.quantizer.codebook_size) == (0.2, 4, 8)
 
 
 def test_training_lowers_the_loss(shards, small, tmp_path):
@@ -192,14 +192,14 @@ def test_evaluation_has_the_promised_numbers(shards, model_dir, tmp_path):
     assert 0 < evaluation.static_fraction <= 1
     assert evaluation.verdict in repr(evaluation)
     assert json.loads((tmp_path / "lam_evaluation.json").read_text()) == asdict(evaluation)
-    assert evaluate_lam(shards, model=model_dir, n_pairs=96) == evaluation
+    assert evaluate_lam(shards, model=model_dir, n_pairs=96) == replace(evaluation, pictures=[])
 
 
 def test_an_untrained_model_is_not_called_good(shards, small, tmp_path):
     train_lam(shards, out=str(tmp_path), **{**small, "trainer.max_steps": 1, "trainer.lr": 1e-9})
     evaluation = evaluate_lam(shards, model=str(tmp_path), n_pairs=64)
     # It copies the first frame: its gap is 0 but for rounding, of either sign.
-    assert evaluation.verdict in ("weak", "broken")
+    assert evaluation.verdict == "collapsed"
     assert math.isclose(evaluation.copy_gap, 0, abs_tol=1e-3)
 
 
@@ -222,6 +222,6 @@ def test_actions_can_be_read_from_the_latent(tmp_path, kind, least):
     folder = sprites.make_shards(tmp_path, n_train=24, n_val=8, n_frames=64)
     train_lam(folder, out=str(tmp_path / "model"), config="lam/tiny", **{"quantizer.kind": kind})
     evaluation = evaluate_lam(folder, model=str(tmp_path / "model"))
-    assert evaluation.verdict != "broken", evaluation
+    assert evaluation.verdict == "usable", evaluation
     assert evaluation.copy_gap > 1.5
     assert evaluation.probe_r2 > least

@@ -1,0 +1,41 @@
+"""The preset `lam/tiny` on simulated robots and hands: the figures of docs/lam-metaworld.md, with some room."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    for name in ("metaworld", "mujoco"):
+        pytest.importorskip(name)
+    spec = importlib.util.spec_from_file_location("lam_metaworld", ROOT / "benchmarks" / "lam_metaworld.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def shards(bench, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("metaworld"))
+    return folder, bench.make_shards(folder, bench.SimConfig(n_robot=60, n_hand=48, n_generated=0), 18)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(("variant", "least"), [("tiny", 0.6), ("tiny, 2.5 % labelled", 0.65)])
+def test_tiny_finds_what_the_robot_did(bench, shards, variant, least):
+    folder, places = shards
+    found = bench.measure(folder, places, variant, seed=5)
+    probe = found.probes[bench.ROBOT]
+    assert max(probe.linear, probe.mlp) >= least, found
+    assert found.verdict in ("usable", "weak")
+    assert found.copy_gap > 2
+    assert found.shuffle_gap > 1
+    assert found.leakage < 0.35
+    assert min(found.perplexity) > 1.5
