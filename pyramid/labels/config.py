@@ -22,10 +22,14 @@ class RayConfig:
     object_store_mb: int = 100
     """Object store of a cluster started here, MiB, >= 80; samples never pass through it."""
 
+    wait_s: float = 1800.0
+    """Seconds to wait for an actor while none has its models loaded, > 0: for a cluster to grow, or to get back nodes."""
+
     def __post_init__(self) -> None:
         """Refuses reservations that no cluster could grant."""
-        if self.num_cpus <= 0 or self.num_gpus < 0 or self.object_store_mb < 80:
-            raise ValueError(f"num_cpus > 0, num_gpus >= 0 and object_store_mb >= 80 are needed, got {self}")
+        if self.num_cpus <= 0 or self.num_gpus < 0 or self.object_store_mb < 80 or self.wait_s <= 0:
+            needed = "num_cpus > 0, num_gpus >= 0, object_store_mb >= 80 and wait_s > 0"
+            raise ValueError(f"{needed} are needed, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)

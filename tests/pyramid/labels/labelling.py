@@ -1,0 +1,128 @@
+"""What the tests of jobs share: tables and events of a run, the command in a process of its own, who it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyramid import files
+
+
+def tables(out: Path) -> dict[str, str]:
+    """The tables of a run and what they hold, without receipts and logs."""
+    return {path.name: files.sha256_file(path) for path in sorted(out.glob("*.parquet"))}
+
+
+def events(out: Path, name: str = "") -> list[dict]:
+    """The events of a run, or those of one kind."""
+    lines = [json.loads(line) for line in (out / "_events.jsonl").read_text().splitlines()]
+    return [line for line in lines if not name or line["event"] == name]
+
+
+def command(shards: str, path: str, out: Path, *more: str, delay_s: float = 0.0) -> subprocess.Popen[str]:
+    """Starts ``pyramid label`` in a session of its own, so that a signal to its group reaches nobody else."""
+    arguments = ["label", shards, "--labeler", "truth", "--model", path, "--out", str(out), *more]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TRUTH_DELAY_S": str(delay_s)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pyramid.cli", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Waits until something is the case."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes that a process has started, by the system's own list."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def gone(pids: list[int]) -> bool:
+    """Tells whether processes have ended; one that nobody has waited for yet has."""
+    return not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    """Tells whether a process runs."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def actors(root: int) -> list[int]:
+    """The label actors' processes below a process."""
+    return [pid for pid, words in below(root).items() if words.startswith("ray::LabelActor")]
+
+
+def below(root: int) -> dict[int, str]:
+    """All processes that a process, or one of its, has started, with their command lines."""
+    parents, lines = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid = int(path.parent.name)
+            parents[pid] = int(path.read_text().rpartition(")")[2].split()[1])
+            lines[pid] = (path.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return {pid: lines[pid] for pid in parents if root in _lineage(pid, parents)}
+
+
+def _lineage(pid: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while pid in parents:
+        pid = parents[pid]
+        found.append(pid)
+    return found
+
+
+class Killer:
+    """Kills one of the processes that ``find`` names at each moment: seconds after one is seen."""
+
+    def __init__(self, find: Callable[[], list[int]], moments: list[float]) -> None:
+        self.killed: list[int] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._kill, args=(find, moments), daemon=True)
+
+    def _kill(self, find: Callable[[], list[int]], moments: list[float]) -> None:
+        for moment in moments:
+            while not found(find) and not self._stop.wait(0.05):
+                continue
+            if self._stop.wait(moment):
+                return
+            some = found(find)
+            if some:
+                self.killed.append(random.choice(some))
+                with contextlib.suppress(OSError):
+                    os.kill(self.killed[-1], signal.SIGKILL)
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def found(find: Callable[[], list[int]]) -> list[int]:
+    """Asks for processes; one may end while it is looked at."""
+    with contextlib.suppress(OSError):
+        return find()
+    return []
