@@ -144,7 +144,9 @@ def _execute(
     try:
         with _told(watch, label, place):
             watch.job("job_started", units=len(plan) * len(runs), todo=n_units, executor=executor, workers=workers)
-            Job(plan, runs, place, config, watch).go()
+            # On other machines it would mostly be the wrong one that has fetched a shard.
+            near = files.is_remote(plan.folder) and (executor == "local" or not config.ray.address)
+            Job(plan, runs, place, config, watch, ahead=workers if near else 0).go()
             watch.job("job_finished", frames=watch.frames)
     finally:
         watch.close()

@@ -28,8 +28,13 @@ def events(out: Path, name: str = "") -> list[dict]:
     return [line for line in lines if not name or line["event"] == name]
 
 
-def command(shards: str, path: str, out: Path, *more: str, delay_s: float = 0.0) -> subprocess.Popen[str]:
-    """Starts ``pyramid label`` in a session of its own, so that a signal to its group reaches nobody else."""
+def command(
+    shards: str, path: str, out: Path, *more: str, delay_s: float = 0.0, before: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
+    """Starts ``pyramid label`` in a session of its own, so that a signal to its group reaches nobody else.
+
+    ``before`` runs in the new process, ahead of the command.
+    """
     arguments = ["label", shards, "--labeler", "truth", "--model", path, "--out", str(out), *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TRUTH_DELAY_S": str(delay_s)}
     return subprocess.Popen(
@@ -39,6 +44,7 @@ def command(shards: str, path: str, out: Path, *more: str, delay_s: float = 0.0)
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=before,  # noqa: PLW1509
     )
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import drawing
 import pytest
+from labelling import Killer, actors, tables
 
-from pyramid import files
 from pyramid.errors import PyramidError
 from pyramid.labels.engine import label
 
@@ -29,33 +25,11 @@ def cluster() -> Iterator[None]:
     from pyramid.labels.config import RayConfig
     from pyramid.labels.executors.ray import connect
 
-    assert connect(RayConfig(), 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUTH_DELAY_S", "0.1")  # The actors' alone.
+        assert connect(RayConfig(), 2)
     yield
     ray.shutdown()
-
-
-def tables(out: Path) -> dict[str, str]:
-    return {path.name: files.sha256_file(path) for path in sorted(out.glob("*.parquet"))}
-
-
-def actors() -> list[int]:
-    """The processes of this cluster's actors: those of its name that this process, or one of its, has started."""
-    parents, named = {}, []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError, IndexError):
-            pid = int(path.parent.name)
-            parents[pid] = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            if path.read_bytes().startswith(b"ray::LabelActor"):
-                named.append(pid)
-    return [pid for pid in named if os.getpid() in lineage(pid, parents)]
-
-
-def lineage(pid: int, parents: dict[int, int]) -> list[int]:
-    found = []
-    while pid in parents:
-        pid = parents[pid]
-        found.append(pid)
-    return found
 
 
 def test_ray_makes_the_tables_that_local_makes(cluster: None, model: Model, tmp_path: Path) -> None:
@@ -86,36 +60,17 @@ def test_an_actor_that_dies_costs_the_unit_that_killed_it(cluster: None, model: 
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_killed_actors_cost_nothing(
-    cluster: None, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
+def test_killed_actors_cost_nothing(cluster: None, model: Model, tmp_path: Path, count: int) -> None:
     shards = drawing.write_shards(tmp_path / "shards", [4] * 8 * (count + 1))
     job = {"labeler": "truth", "model": model()}
     label(shards, **job, out=str(tmp_path / "whole"))
-    draw = random.Random(time.time_ns())
-    moments = [draw.uniform(0.2, 2) for _ in range(count)]
-    killed, stop = [], threading.Event()
-
-    def kill() -> None:
-        for moment in moments:
-            while not actors() and not stop.wait(0.05):
-                continue
-            if stop.wait(moment):
-                return
-            for pid in actors()[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
+    moments = [random.uniform(0.2, 2) for _ in range(count)]
+    with Killer(lambda: actors(os.getpid()), moments) as killer:
         result = label(
             shards, **job, out=str(tmp_path / "out"), executor="ray", workers=2, retries=count, batch_clips=1
         )
-    finally:
-        stop.set()
-        thread.join()
-    assert killed, moments
+    assert killer.killed, moments
+    print(f"{len(killer.killed)} killed")
     assert result.quarantined == {}
     assert tables(tmp_path / "out") == tables(tmp_path / "whole"), moments
 

@@ -17,7 +17,7 @@ from pyramid import files, parquet
 from pyramid.config import dump_yaml
 from pyramid.errors import DataError, PyramidError
 from pyramid.mixture.batch import MixtureStream, open_mixture
-from pyramid.mixture.cache import ShardCache, cache_folder
+from pyramid.shards.cache import ShardCache, cache_folder
 from pyramid.shards.layout import INDEX_FILE
 
 
