@@ -143,7 +143,9 @@ def remove_temporaries(folder: Location) -> int:
         return uploads.clear_uploads(str(folder))
     if not Path(folder).is_dir():
         return 0
-    left = [p for p in Path(folder).iterdir() if p.name.startswith(TEMPORARY_PREFIX) and p.is_file()]
+    # Names first: there may be a million.
+    left = [Path(folder, name) for name in os.listdir(folder) if name.startswith(TEMPORARY_PREFIX)]
+    left = [path for path in left if path.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

@@ -136,12 +136,12 @@ def _prepared(sample: Sample, prepares: Mapping[int, Prepare | None], *, decode:
                 clip.inputs[place] = sample
                 if decode:
                     sample.frames([0])  # Holds them all.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             clip.faults[place] = fault_of(error, sample.key)
     return clip
 
 
-def fault_of(error: Exception, key: str, who: str = "prepare") -> Quarantined:
+def fault_of(error: Exception | SystemExit, key: str, who: str = "prepare") -> Quarantined:
     """Returns why a clip is set aside; raises errors that are not the clip's own, such as a full disk."""
     if isinstance(error, PyramidError) and not isinstance(error, DataError):
         raise error

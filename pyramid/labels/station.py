@@ -165,7 +165,7 @@ class Station:
             with _precision(self.config, self.spec.device):
                 tables = labeler.label([clip.inputs[place] for clip in clips])
             check_labels(tables, clips, labeler.schema(), labeler.name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             fault = fault_of(error, clips[0].key, labeler.name)
             if len(clips) > 1:
                 return [table for clip in clips for table in self._label_good(place, [clip], aside)]

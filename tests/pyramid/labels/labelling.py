@@ -14,7 +14,63 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import drawing
+import pyarrow.parquet as pq
+
 from pyramid import files
+from pyramid.labels.result import LabelResult
+from pyramid.shards.reader import ShardSet
+
+SICK = [5, 3, 8, 4, 6, 2, 3, 3, 4, 4, 5, 2, 3, 4]
+"""Frames of the clips of a folder in which much goes wrong."""
+_AILMENTS = {
+    2: "nan",
+    4: "more columns",
+    5: "past the end",
+    6: "too few",
+    8: "ValueError",
+    9: "SystemExit",
+    13: "schema",
+}
+SICK_MODEL = {"faults": {drawing.key_of(clip): fault for clip, fault in _AILMENTS.items()}}
+"""The model file of a labeler that falls ill over these clips, two of which are in each shard."""
+
+
+def write_sick(folder: Path) -> str:
+    """Writes shards of which the fourth is cut in its second clip, and the sixth is not there."""
+    drawing.write_shards(folder, SICK)
+    cut, row = folder / "clips-000003.tar", ShardSet.open(str(folder)).rows[7]
+    cut.write_bytes(cut.read_bytes()[: row["offset"] + 600])
+    (folder / "clips-000005.tar").unlink()
+    return str(folder)
+
+
+def check_sick(result: LabelResult, out: Path) -> None:
+    """Sees to it that each fault is named, and has cost its clip or its shard only."""
+    assert result.quarantined == {"bad_labels": 4, "bad_sample": 3, "label_error": 2, "error": 1}
+    assert result.clips == 3
+    told = {item.item: item.detail for item in result.items}
+    words = {
+        2: "'action' holds NaN",
+        4: "instead of",
+        5: "frame 2 of a clip with 2 frames",
+        6: "gave 0 tables for 1 clips",
+        7: "clips-000003.tar",
+        8: "ValueError: broken",
+        9: "SystemExit: over",
+        10: "clips-000005.tar",
+        11: "clips-000005.tar",
+    }
+    for clip, text in words.items():
+        assert text in told[drawing.key_of(clip)]
+    assert (
+        "labeler 'truth' failed 2 times on clips-000006.tar: RuntimeError: no schema any more" in told["clips-000006"]
+    )
+    labelled = {name: set(pq.read_table(out / name)["key"].to_pylist()) for name in tables(out)}
+    keys = [[0, 1], [3], [], [], [], [], []]
+    assert labelled == {
+        f"clips-{n:06d}.parquet": {drawing.key_of(clip) for clip in clips} for n, clips in enumerate(keys)
+    }
 
 
 def tables(out: Path) -> dict[str, str]:
