@@ -47,7 +47,7 @@ class LabelConfig:
     """Decoded clips that wait for the model at most, for each shard in hand, >= 1."""
     cache_mb: int = 4096
     """Disk for copies of remote shards, MiB, >= 0: the next are fetched while others are labelled; a copy is removed
-    after its use. 0 reads stretches of a shard into memory."""
+    after its use. With 0, or less than two shards for each worker, stretches of a shard are read into memory."""
     autocast: Literal["off", "bfloat16", "float16"] = "off"
     """Precision of the networks; part of what decides a label."""
     compile: bool = False

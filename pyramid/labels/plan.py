@@ -111,6 +111,11 @@ class Plan:
         soon = tuple((self.shards[n].name, self.shards[n].digest, self._bytes(n)) for n in ahead)
         return Task(number, shard.name, shard.digest, shard.frames, tuple(Row(*row) for row in rows), labelers, soon)
 
+    def largest_bytes(self) -> int:
+        """Returns the size of the largest shard, without what ends a tar."""
+        ends = self._index["offset"].to_numpy() + self._index["size"].to_numpy()
+        return int(ends.max(initial=0))
+
     def _bytes(self, number: int) -> int:
         """Returns where the last sample of a shard ends."""
         part = self._index.slice(self.shards[number].first, self.shards[number].count)

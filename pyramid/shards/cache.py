@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyramid import files
 from pyramid.errors import DataError, OutputError, PyramidError
 
 _PIECE_BYTES = 8 * 2**20
+_STALE_S = 3600.0
 
 
 def cache_folder() -> Path:
@@ -114,6 +116,10 @@ class ShardCache:
 
     def _make_room(self, size: int) -> None:
         held = []
+        for path in self.folder.glob(f"{files.TEMPORARY_PREFIX}*"):
+            with contextlib.suppress(OSError):  # A process that was killed has left it.
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    path.unlink()
         for path in self.folder.glob("*.tar"):
             with contextlib.suppress(OSError):
                 held.append((path.stat().st_mtime, path.stat().st_size, path))

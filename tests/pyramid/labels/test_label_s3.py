@@ -90,6 +90,15 @@ def test_shards_are_fetched_ahead_into_copies_that_do_not_stay(
     assert not list((tmp_path / "cache").rglob("*.tar"))
 
 
+def test_copies_that_would_push_each_other_out_are_not_made(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "largest_bytes", lambda _: 2**31 + 1)
+    label(stored.shards, labeler="truth", model=stored.model)
+    assert held(f"{stored.shards}/labels/truth") == stored.whole
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_disk_without_room_for_copies_costs_time_only(stored: Stored, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("no folder")
     label(stored.shards, labeler="truth", model=stored.model)
@@ -154,3 +163,5 @@ def test_a_plan_says_what_comes_soon(tmp_path: Path) -> None:
     ((name, digest, size),) = task.ahead
     assert (name, digest) == ("clips-000002.tar", plan.shards[2].digest)
     assert 0 <= (tmp_path / "shards" / name).stat().st_size - size <= 20 * 512
+    sizes = [(tmp_path / "shards" / shard.name).stat().st_size for shard in plan.shards]
+    assert 0 <= max(sizes) - plan.largest_bytes() <= 20 * 512
