@@ -21,7 +21,7 @@ from pyramid.labels.executors import Ended, attempt
 from pyramid.labels.plan import Task
 from pyramid.labels.station import Spec, Station
 
-_MOST_DEATHS = 3
+_MOST_DEATHS = 10
 """Times in a row that an actor may die before its models are loaded."""
 _LOOK_S = 1.0
 _MOST_NODES = 5

@@ -155,16 +155,21 @@ def _lineage(pid: int, parents: dict[int, int]) -> list[int]:
 
 
 class Killer:
-    """Kills one of the processes that ``find`` names at each moment: seconds after one is seen."""
+    """Kills one of the processes that ``find`` names at each moment: seconds after one is seen.
 
-    def __init__(self, find: Callable[[], list[int]], moments: list[float]) -> None:
+    Between two kills a table must be written, so that a busy machine does not spend them all on processes that start.
+    """
+
+    def __init__(self, find: Callable[[], list[int]], moments: list[float], out: Path) -> None:
         self.killed: list[int] = []
+        self._out = out
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._kill, args=(find, moments), daemon=True)
 
     def _kill(self, find: Callable[[], list[int]], moments: list[float]) -> None:
         for moment in moments:
-            while not found(find) and not self._stop.wait(0.05):
+            before = len(list(self._out.glob("*.parquet"))) if self.killed else -1
+            while not (found(find) and len(list(self._out.glob("*.parquet"))) > before) and not self._stop.wait(0.05):
                 continue
             if self._stop.wait(moment):
                 return
@@ -188,3 +193,24 @@ def found(find: Callable[[], list[int]]) -> list[int]:
     with contextlib.suppress(OSError):
         return find()
     return []
+
+
+def kill_while(
+    job: Callable[[Path], LabelResult], find: Callable[[], list[int]], count: int, longest_s: float, folder: Path
+) -> None:
+    """Runs a job, again from the start where it ends too early, until so many of its processes have been killed.
+
+    Each time it must make the tables that lie in ``whole``.
+    """
+    killed = 0
+    for number in range(10 * count):
+        out = folder / f"out-{number}"
+        moments = [random.uniform(0, longest_s) for _ in range(count - killed)]
+        with Killer(find, moments, out) as killer:
+            result = job(out)
+        assert result.quarantined == {}, moments
+        assert tables(out) == tables(folder / "whole"), moments
+        killed += len(killer.killed)
+        if killed >= count:
+            return
+    raise AssertionError(f"{killed} of {count} were killed")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import drawing
 import pytest
-from labelling import Killer, children, command, events, gone, tables, wait_for
+from labelling import children, command, events, gone, kill_while, tables, wait_for
 
 from pyramid.labels.engine import label
+from pyramid.labels.result import LabelResult
 
 FRAMES = [5, 3, 8, 4, 6, 2]
 FULL = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -62,7 +63,7 @@ def decode_processes() -> list[int]:
 @pytest.mark.parametrize(
     "killing",
     [
-        (1, model_processes, 1),
+        (0, model_processes, 1),
         (1, decode_processes, 1),
         pytest.param((0, model_processes, 10), marks=FULL),
         pytest.param((2, model_processes, 10), marks=FULL),
@@ -76,18 +77,16 @@ def test_killed_workers_cost_nothing(
     killing: tuple[int, Callable[[], list[int]], int],
 ) -> None:
     decoders, victims, count = killing
-    shards = drawing.write_shards(tmp_path / "many", [4] * 8 * count, per_shard=2)
-    job = {"shards": shards, "labeler": "truth", "model": model()}
-    label(**job, out=str(tmp_path / "whole"))
+    shards = drawing.write_shards(tmp_path / "many", [4] * 8 * min(count, 5))
+    path = model()
+    label(shards, labeler="truth", model=path, out=str(tmp_path / "whole"))
     monkeypatch.setenv("TRUTH_DELAY_S", "0.15")
-    # None ends before it is killed: a unit takes 0.3 s, and there are four for each of two workers.
-    moments = [random.uniform(0, 1 if count == 1 else 2) for _ in range(count)]
-    with Killer(victims, moments) as killer:
-        result = label(**job, out=str(tmp_path / "out"), workers=2, decoders=decoders, retries=count, batch_clips=1)
-    assert killer.killed, moments
-    print(f"{len(killer.killed)} killed")
-    assert result.quarantined == {}
-    assert tables(tmp_path / "out") == tables(tmp_path / "whole"), moments
+
+    def job(out: Path) -> LabelResult:
+        options = {"workers": 2, "decoders": decoders, "retries": count, "batch_clips": 1}
+        return label(shards, labeler="truth", model=path, out=str(out), **options)
+
+    kill_while(job, victims, count, 1.0, tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(25, marks=FULL)])
