@@ -107,11 +107,19 @@ def make_dirs(path: Location) -> str:
 
 
 def remove(path: Location) -> None:
-    """Removes a file if it is there."""
-    if is_remote(path):
-        remote.remove(str(path))
-    else:
-        Path(path).unlink(missing_ok=True)
+    """Removes a file if it is there.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        if is_remote(path):
+            remote.remove(str(path))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+    except (OSError, UnreachableError) as error:
+        raise OutputError(f"cannot remove '{path}': {error}") from error
 
 
 def move(source: Location, target: Location) -> None:
@@ -135,7 +143,9 @@ def remove_temporaries(folder: Location) -> int:
         return uploads.clear_uploads(str(folder))
     if not Path(folder).is_dir():
         return 0
-    left = [p for p in Path(folder).iterdir() if p.name.startswith(TEMPORARY_PREFIX) and p.is_file()]
+    # Names first: there may be a million.
+    left = [Path(folder, name) for name in os.listdir(folder) if name.startswith(TEMPORARY_PREFIX)]
+    left = [path for path in left if path.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
@@ -175,7 +185,8 @@ def _write_local(path: str) -> Iterator[IO[bytes]]:
         raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Else it would hide what went wrong.
+                os.remove(temporary)
 
 
 def _umask() -> int:
@@ -284,12 +295,22 @@ def write_text(path: Location, text: str) -> None:
 def append_text(path: Location, text: str) -> None:
     """Adds UTF-8 text to the end of a local file, for logs: nothing that is read again to decide anything.
 
+    What does not fit on the disk is left out whole, so that every line can be read.
+
     Raises:
         OutputError: the disk is full, the folder is missing or read-only.
     """
     try:
-        with Path(path).open("ab") as stream:
-            stream.write(text.encode())
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        # Without a buffer, which would be written once more when the stream is closed.
+        with os.fdopen(handle, "ab", buffering=0) as stream:
+            before, data = os.fstat(handle).st_size, text.encode()
+            try:
+                while data:
+                    data = data[stream.write(data) :]
+            except OSError:
+                stream.truncate(before)
+                raise
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
 

@@ -5,9 +5,11 @@ Which process does this is left to `pyramid.labels.decoding`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 from pyramid import files
 from pyramid.errors import DataError, PyramidError, SkipItemError
 from pyramid.jobs import Quarantined
-from pyramid.labels.plan import Task
+from pyramid.labels.plan import Row, Task
 from pyramid.labels.protocol import Prepare
 from pyramid.shards.ahead import ReadAhead
+from pyramid.shards.cache import ShardCache
 from pyramid.shards.reader import Sample, checked_sample
 from pyramid.video.decode import decode_mp4
 
@@ -62,7 +65,12 @@ class ClipInputs:
 
 
 def clip_inputs(
-    folder: str, task: Task, prepares: Mapping[int, Prepare | None], *, decode: bool
+    folder: str,
+    task: Task,
+    prepares: Mapping[int, Prepare | None],
+    *,
+    decode: bool,
+    cache: ShardCache | None = None,
 ) -> Iterator[ClipInputs]:
     """Yields the clips of a shard in order, one in memory at a time.
 
@@ -71,12 +79,16 @@ def clip_inputs(
         task: what of it is wanted, for which labelers.
         prepares: each labeler's first step; None hands the sample over as it is.
         decode: decode here for labelers without a first step of their own.
+        cache: read the shard, and those that will be wanted soon, into copies.
+
+    Raises:
+        UnreachableError: the store of the shards does not answer.
     """
-    path, ahead = files.join(folder, task.shard), ReadAhead()
-    end = max(row.offset + row.size for row in task.rows)
-    for row in task.rows:
+    for row, data in _read(folder, task, cache):
         try:
-            sample = checked_sample(ahead.read(path, row.offset, row.size, end), row.key, row.sha256, path)
+            if isinstance(data, DataError):
+                raise data
+            sample = checked_sample(data, row.key, row.sha256, files.join(folder, task.shard))
         except DataError as error:
             fault = Quarantined(item=row.key, reason="bad_sample", detail=str(error))
             yield ClipInputs(row.key, 0, faults=dict.fromkeys(task.labelers, fault))
@@ -84,6 +96,34 @@ def clip_inputs(
         if decode or len(task.labelers) > 1:
             sample = DecodedOnce(**vars(sample))
         yield _prepared(sample, {i: prepares[i] for i in task.labelers}, decode=decode)
+
+
+def _read(folder: str, task: Task, cache: ShardCache | None) -> Iterator[tuple[Row, bytes | DataError]]:
+    """Yields the bytes of each sample, or why they cannot be read."""
+    path, ahead = files.join(folder, task.shard), ReadAhead()
+    end = max(row.offset + row.size for row in task.rows)
+    name, copy = files.digest([path, task.digest]), None
+    if cache is not None:
+        copy = cache.copy(path, name, end)
+        later = [(files.join(folder, shard), digest, size) for shard, digest, size in task.ahead]
+        cache.ahead((url, files.digest([url, digest]), size) for url, digest, size in later)
+    try:
+        for row in task.rows:
+            yield row, _read_one(row, lambda row: ahead.read(path, row.offset, row.size, end), copy)
+    finally:
+        if cache is not None:
+            cache.drop(name)
+
+
+def _read_one(row: Row, read: Callable[[Row], bytes], copy: Path | None) -> bytes | DataError:
+    if copy is not None:
+        # A copy that another job has dropped, or that is not whole, is no reason to doubt the shard.
+        with contextlib.suppress(DataError):
+            return files.read_range(copy, row.offset, row.size)
+    try:
+        return read(row)
+    except DataError as error:
+        return error
 
 
 def _prepared(sample: Sample, prepares: Mapping[int, Prepare | None], *, decode: bool) -> ClipInputs:
@@ -96,12 +136,12 @@ def _prepared(sample: Sample, prepares: Mapping[int, Prepare | None], *, decode:
                 clip.inputs[place] = sample
                 if decode:
                     sample.frames([0])  # Holds them all.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             clip.faults[place] = fault_of(error, sample.key)
     return clip
 
 
-def fault_of(error: Exception, key: str, who: str = "prepare") -> Quarantined:
+def fault_of(error: Exception | SystemExit, key: str, who: str = "prepare") -> Quarantined:
     """Returns why a clip is set aside; raises errors that are not the clip's own, such as a full disk."""
     if isinstance(error, PyramidError) and not isinstance(error, DataError):
         raise error

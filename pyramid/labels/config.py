@@ -22,10 +22,14 @@ class RayConfig:
     object_store_mb: int = 100
     """Object store of a cluster started here, MiB, >= 80; samples never pass through it."""
 
+    wait_s: float = 1800.0
+    """Seconds to wait for an actor while none has its models loaded, > 0: for a cluster to grow or recover."""
+
     def __post_init__(self) -> None:
         """Refuses reservations that no cluster could grant."""
-        if self.num_cpus <= 0 or self.num_gpus < 0 or self.object_store_mb < 80:
-            raise ValueError(f"num_cpus > 0, num_gpus >= 0 and object_store_mb >= 80 are needed, got {self}")
+        if self.num_cpus <= 0 or self.num_gpus < 0 or self.object_store_mb < 80 or self.wait_s <= 0:
+            needed = "num_cpus > 0, num_gpus >= 0, object_store_mb >= 80 and wait_s > 0"
+            raise ValueError(f"{needed} are needed, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class LabelConfig:
     decoding and model share, and the workers divided among the devices elsewhere."""
     queue_clips: int = 16
     """Decoded clips that wait for the model at most, for each shard in hand, >= 1."""
+    cache_mb: int = 4096
+    """Disk for copies of remote shards, MiB, >= 0: the next are fetched while others are labelled; a copy is removed
+    after its use. With 0, or less than two shards for each worker, stretches of a shard are read into memory."""
     autocast: Literal["off", "bfloat16", "float16"] = "off"
     """Precision of the networks; part of what decides a label."""
     compile: bool = False
@@ -58,6 +65,8 @@ class LabelConfig:
         """Refuses values out of range."""
         if self.batch_clips < 1:
             raise ValueError(f"batch_clips must be at least 1, got {self.batch_clips}")
+        if self.cache_mb < 0:
+            raise ValueError(f"cache_mb must be at least 0, got {self.cache_mb}")
         if self.queue_clips < 1:
             raise ValueError(f"queue_clips must be at least 1, got {self.queue_clips}")
         if (self.decoders or 0) < 0 or self.retries < 0:

@@ -18,6 +18,7 @@ from pyramid.errors import PyramidError
 from pyramid.labels.clips import ClipInputs, clip_inputs
 from pyramid.labels.plan import Task
 from pyramid.labels.protocol import Prepare
+from pyramid.shards.cache import ShardCache
 
 _END = None
 
@@ -41,7 +42,7 @@ def _follow(sentinel: int) -> None:
     os._exit(1)
 
 
-def _decode(conn: Connection, folder: str, prepares: Mapping[int, Prepare | None]) -> None:
+def _decode(conn: Connection, folder: str, prepares: Mapping[int, Prepare | None], cache: ShardCache | None) -> None:
     quiet_child()
     while True:
         try:
@@ -49,7 +50,7 @@ def _decode(conn: Connection, folder: str, prepares: Mapping[int, Prepare | None
         except EOFError:
             return
         try:
-            for clip in clip_inputs(folder, task, prepares, decode=True):
+            for clip in clip_inputs(folder, task, prepares, decode=True, cache=cache):
                 conn.send(clip)
             conn.send(_END)
         except PyramidError as error:
@@ -64,10 +65,18 @@ class Decoders:
         folder: the shard folder.
         prepares: each labeler's first step, which runs there.
         queue_clips: decoded clips that wait at most for each unit.
+        cache: copies of remote shards.
     """
 
-    def __init__(self, count: int, folder: str, prepares: Mapping[int, Prepare | None], queue_clips: int) -> None:
-        self._start = (folder, dict(prepares))
+    def __init__(
+        self,
+        count: int,
+        folder: str,
+        prepares: Mapping[int, Prepare | None],
+        queue_clips: int,
+        cache: ShardCache | None = None,
+    ) -> None:
+        self._start = (folder, dict(prepares), cache)
         self._queue_clips = queue_clips
         # A forked child would inherit locked decoder and torch threads.
         self._context = multiprocessing.get_context("spawn")

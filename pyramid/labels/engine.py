@@ -6,6 +6,7 @@ Planning is in `pyramid.labels.plan`, running in `pyramid.labels.run`, the place
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,8 @@ def label(
     names, models = _as_list(labeler), _as_list(model)
     outs = _outs(shards, names, models, out)
     plan = Plan.open(shards, limit)
+    if cfg.cache_mb * 2**20 < 2 * workers * plan.largest_bytes():
+        cfg = dataclasses.replace(cfg, cache_mb=0)  # Copies would push each other out before they are read.
     inline = executor == "local" and cfg.layout(workers) == (["cpu"], 0) and cfg.unit_timeout_s is None
     # With processes of their own the models are described here and run there.
     device = cfg.devices[0] if inline or dry_run else "cpu"
@@ -144,7 +147,9 @@ def _execute(
     try:
         with _told(watch, label, place):
             watch.job("job_started", units=len(plan) * len(runs), todo=n_units, executor=executor, workers=workers)
-            Job(plan, runs, place, config, watch).go()
+            # On other machines it would mostly be the wrong one that has fetched a shard.
+            near = files.is_remote(plan.folder) and (executor == "local" or not config.ray.address)
+            Job(plan, runs, place, config, watch, ahead=workers if near else 0).go()
             watch.job("job_finished", frames=watch.frames)
     finally:
         watch.close()

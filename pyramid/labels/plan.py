@@ -6,7 +6,7 @@ Running the units is left to `pyramid.labels.run`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,8 @@ class Task:
     """Its samples, in order."""
     labelers: tuple[int, ...]
     """Which labelers of the job are to label it."""
+    ahead: tuple[tuple[str, str, int], ...] = ()
+    """Shards that will be wanted soon: file name, digest, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,23 @@ class Plan:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def task(self, number: int, labelers: tuple[int, ...]) -> Task:
-        """Returns the work on one shard."""
+    def task(self, number: int, labelers: tuple[int, ...], ahead: Sequence[int] = ()) -> Task:
+        """Returns the work on one shard; ``ahead`` are the numbers of others that will be wanted soon."""
         shard = self.shards[number]
         part = self._index.slice(shard.first, shard.count)
         rows = zip(*(part[name].to_pylist() for name in ("key", "offset", "size", "sha256")), strict=True)
-        return Task(number, shard.name, shard.digest, shard.frames, tuple(Row(*row) for row in rows), labelers)
+        soon = tuple((self.shards[n].name, self.shards[n].digest, self._bytes(n)) for n in ahead)
+        return Task(number, shard.name, shard.digest, shard.frames, tuple(Row(*row) for row in rows), labelers, soon)
+
+    def largest_bytes(self) -> int:
+        """Returns the size of the largest shard, without what ends a tar."""
+        ends = self._index["offset"].to_numpy() + self._index["size"].to_numpy()
+        return int(ends.max(initial=0))
+
+    def _bytes(self, number: int) -> int:
+        """Returns where the last sample of a shard ends."""
+        part = self._index.slice(self.shards[number].first, self.shards[number].count)
+        return int((part["offset"].to_numpy() + part["size"].to_numpy()).max())
 
 
 def _grouped(index: pa.Table) -> pa.Table:

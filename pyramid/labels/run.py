@@ -5,6 +5,7 @@ The one loop of all executors; where and how a unit runs is theirs.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -77,9 +78,20 @@ class Job:
         executor: where units run.
         config: retries and limits.
         watch: who is told.
+        ahead: how many units are begun between that which fetches a shard ahead and that which labels it; 0: none is.
     """
 
-    def __init__(self, plan: Plan, runs: Sequence[Run], executor: Executor, config: LabelConfig, watch: Watch) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        runs: Sequence[Run],
+        executor: Executor,
+        config: LabelConfig,
+        watch: Watch,
+        *,
+        ahead: int = 0,
+    ) -> None:
+        self._ahead = ahead
         self._plan, self._runs, self._executor, self._config, self._watch = plan, runs, executor, config, watch
         self._receipts = [Receipts(plan, run) for run in runs]
         self._again: deque[Task] = deque()
@@ -109,12 +121,23 @@ class Job:
                 written.close()
 
     def _tasks(self) -> Iterator[Task]:
+        todo = self._todo()
+        waiting = deque(itertools.islice(todo, self._ahead))
+        for later in itertools.chain(todo, itertools.repeat(None)):
+            if later is not None:
+                waiting.append(later)
+            if not waiting:
+                return
+            number, places = waiting.popleft()
+            for place in places:
+                self._receipts[place].void(number)
+            yield self._plan.task(number, places, [later[0]] if later and self._ahead else [])
+
+    def _todo(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         for number in range(len(self._plan)):
             places = tuple(place for place, run in enumerate(self._runs) if not run.done[number])
             if places:
-                for place in places:
-                    self._receipts[place].void(number)
-                yield self._plan.task(number, places)
+                yield number, places
 
     def _next(self, tasks: Iterator[Task]) -> Task | None:
         return self._again.popleft() if self._again else next(tasks, None)

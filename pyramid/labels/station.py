@@ -25,6 +25,7 @@ from pyramid.labels.decoding import Decoders
 from pyramid.labels.plan import Run, Task
 from pyramid.labels.protocol import Labeler, load_labeler
 from pyramid.labels.table import check_labels
+from pyramid.shards.cache import ShardCache
 from pyramid.shards.layout import table_name
 
 
@@ -95,9 +96,10 @@ class Station:
         self._prepares = {place: getattr(labeler, "prepare", None) for place, labeler in enumerate(self.labelers)}
         importlib.import_module("decord")  # Takes seconds, which are not the first unit's.
         self._model = threading.Lock()
-        self._decoders = (
-            Decoders(spec.decoders, spec.folder, self._prepares, self.config.queue_clips) if spec.decoders else None
-        )
+        copied = self.config.cache_mb and files.is_remote(spec.folder)
+        self._cache = ShardCache(self.config.cache_mb) if copied else None
+        feed = (spec.folder, self._prepares, self.config.queue_clips, self._cache)
+        self._decoders = Decoders(spec.decoders, *feed) if spec.decoders else None
 
     def label(self, task: Task, at: Callable[[str], None] = lambda _: None) -> Labelled:
         """Labels one shard with each of its labelers and writes their tables; clips that cannot be are set aside.
@@ -144,7 +146,7 @@ class Station:
 
     def _clips(self, task: Task, fills: list[float]) -> Iterator[ClipInputs]:
         if self._decoders is None:
-            yield from clip_inputs(self.spec.folder, task, self._prepares, decode=False)
+            yield from clip_inputs(self.spec.folder, task, self._prepares, decode=False, cache=self._cache)
             return
         with contextlib.closing(self._decoders.clips(task)) as clips:  # type: ignore[type-var]
             for clip, fill in clips:
@@ -163,7 +165,7 @@ class Station:
             with _precision(self.config, self.spec.device):
                 tables = labeler.label([clip.inputs[place] for clip in clips])
             check_labels(tables, clips, labeler.schema(), labeler.name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             fault = fault_of(error, clips[0].key, labeler.name)
             if len(clips) > 1:
                 return [table for clip in clips for table in self._label_good(place, [clip], aside)]

@@ -1,4 +1,4 @@
-"""What is worked out once and kept on the local disk: results under a digest of all they depend on, and remote shards.
+"""What is worked out once and kept on the local disk: results under a digest of all they depend on.
 
 Nothing here decides what comes out; any file may be deleted at any time.
 """
@@ -6,23 +6,14 @@ Nothing here decides what comes out; any file may be deleted at any time.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
 from pyramid import files, parquet
 from pyramid.errors import PyramidError
-
-_PIECE_BYTES = 8 * 2**20
-
-
-def cache_folder() -> Path:
-    """Returns where results are kept: ``latent-pyramid`` in the user's cache folder (``XDG_CACHE_HOME``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latent-pyramid"
+from pyramid.shards.cache import cache_folder
 
 
 def cached_table(kind: str, digest: str, make: Callable[[], pa.Table]) -> pa.Table:
@@ -49,83 +40,3 @@ def cached_json(kind: str, digest: str, make: Callable[[], Any]) -> Any:
         files.make_dirs(path.parent)
         files.write_json(path, data)
     return data
-
-
-class ShardCache:
-    """Copies of remote shards on the local disk, the least recently used dropped first; read ahead in one thread.
-
-    Args:
-        max_mb: bound of all copies, MiB.
-        folder: where they lie; processes may share it.
-    """
-
-    def __init__(self, max_mb: int, folder: Path | None = None) -> None:
-        self.max_bytes, self.folder = max_mb * 2**20, folder or cache_folder() / "shards"
-        self._under_way: dict[str, Future[None]] = {}
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Goes to another process without its thread."""
-        return (ShardCache, (self.max_bytes // 2**20, self.folder))
-
-    def read(self, url: str, sha256: str, size: int, offset: int, length: int) -> bytes:
-        """Reads a range of a shard through its copy, which is fetched if it is not there.
-
-        Args:
-            url: the shard.
-            sha256: its digest, which names the copy.
-            size: its size, bytes.
-            offset: start of the range, bytes.
-            length: length of the range, bytes.
-        """
-        copy = self.folder / f"{sha256}.tar"
-        if size > self.max_bytes:
-            return files.read_range(url, offset, length)
-        self._wait(sha256)
-        for _ in range(2):
-            if not copy.exists():
-                self._fetch(url, copy, size)
-            # Another process may drop the copy between the two lines.
-            with contextlib.suppress(PyramidError, OSError):
-                os.utime(copy)
-                return files.read_range(copy, offset, length)
-        return files.read_range(url, offset, length)
-
-    def ahead(self, shards: Iterable[tuple[str, str, int]]) -> None:
-        """Begins to fetch shards ``(url, sha256, size)`` that will be read soon, as far as they fit."""
-        room = self.max_bytes // 2
-        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="shards-ahead")
-        for url, sha256, size in shards:
-            room -= size
-            copy = self.folder / f"{sha256}.tar"
-            if room < 0:
-                break
-            if not copy.exists() and sha256 not in self._under_way:
-                self._under_way[sha256] = self._pool.submit(self._fetch, url, copy, size)
-
-    def _wait(self, sha256: str) -> None:
-        waiting = self._under_way.pop(sha256, None)
-        if waiting is not None:
-            # What failed in the thread is tried again, and told, by whoever needs it.
-            with contextlib.suppress(PyramidError, OSError):
-                waiting.result()
-
-    def _fetch(self, url: str, copy: Path, size: int) -> None:
-        files.make_dirs(self.folder)
-        self._make_room(size)
-        with files.atomic_write(copy) as out, files.open_read(url) as stream:
-            while piece := stream.read(_PIECE_BYTES):
-                out.write(piece)
-
-    def _make_room(self, size: int) -> None:
-        held = []
-        for path in self.folder.glob("*.tar"):
-            with contextlib.suppress(OSError):
-                held.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = sum(n for _, n, _ in held)
-        for _, n, path in sorted(held):
-            if total + size <= self.max_bytes:
-                break
-            with contextlib.suppress(OSError):
-                path.unlink()
-            total -= n

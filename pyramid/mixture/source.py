@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pyramid import files
 from pyramid.errors import DataError
-from pyramid.mixture.cache import ShardCache
 from pyramid.mixture.clips import ClipCache
 from pyramid.mixture.index import ClipIndex
 from pyramid.mixture.labelled import Labels
@@ -23,6 +22,7 @@ from pyramid.mixture.order import ItemOrder
 from pyramid.mixture.spec import MixtureSpec
 from pyramid.mixture.weights import Size
 from pyramid.shards.ahead import ReadAhead
+from pyramid.shards.cache import ShardCache
 from pyramid.shards.reader import Sample, ShardSet
 from pyramid.types import Embodiment, Split
 

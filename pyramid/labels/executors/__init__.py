@@ -61,6 +61,8 @@ def attempt(station: Station, task: Task, at: Callable[[str], None] = lambda _: 
     except UnreachableError as error:
         return Ended(task=task, reason="unreachable", detail=str(error))
     except PyramidError as error:
+        if isinstance(error.__cause__, UnreachableError):
+            return Ended(task=task, reason="unreachable", detail=str(error))
         return Ended(task=task, fatal=error)
     except Exception as error:
         return Ended(task=task, reason="error", detail=f"{type(error).__name__}: {error}")

@@ -19,7 +19,7 @@ from pyramid.labels.executors import Ended, attempt
 from pyramid.labels.plan import Task
 from pyramid.labels.station import Spec, Station
 
-_MOST_DEATHS = 3
+_MOST_DEATHS = 10
 """Times in a row that a process may die before it has begun a unit."""
 _END_S = 10.0
 

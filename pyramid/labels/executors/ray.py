@@ -6,10 +6,12 @@ folders must be reachable from every machine (``s3://``, or a shared disk).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +21,13 @@ from pyramid.labels.executors import Ended, attempt
 from pyramid.labels.plan import Task
 from pyramid.labels.station import Spec, Station
 
-_MOST_DEATHS = 3
+_MOST_DEATHS = 10
 """Times in a row that an actor may die before its models are loaded."""
+_LOOK_S = 1.0
+_MOST_NODES = 5
+"""Nodes that may die under one unit before it is taken to be what kills them."""
+_NODE_DIED = "node has died"
+"""What Ray says in the cause of an actor's death when that of its node was it."""
 _MIB = 2**20
 
 
@@ -109,6 +116,17 @@ class RayExecutor:
 
     def __init__(self, spec: Spec, workers: int) -> None:
         self._config, self._timeout_s = spec.config.ray, spec.config.unit_timeout_s
+        # Ray tells of dead nodes on stdout, where only results belong.
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(contextlib.redirect_stdout(sys.stderr))
+        self._nodes_lost: Counter[int] = Counter()
+        try:
+            self._start(spec, workers)
+        except BaseException:
+            self._quiet.close()
+            raise
+
+    def _start(self, spec: Spec, workers: int) -> None:
         self._ours = connect(self._config, workers)
         import ray
 
@@ -136,9 +154,20 @@ class RayExecutor:
         )
 
     def submit(self, task: Task) -> None:
-        """Takes a task; waits for the first actor that has its models loaded."""
+        """Takes a task; waits for the first actor that has its models loaded.
+
+        Raises:
+            PyramidError: none came up in time.
+        """
+        end = time.monotonic() + self._config.wait_s
         while not (free := [seat for seat in self._seats if seat.task is None and seat.ready is None]):
-            self._look_at([seat.ready for seat in self._seats if seat.ready is not None], None)
+            self._look_at([seat.ready for seat in self._seats if seat.ready is not None], _LOOK_S)
+            if time.monotonic() > end:
+                wanted = f"{self._config.num_cpus:g} CPUs and {self._config.num_gpus:g} GPUs"
+                raise PyramidError(
+                    f"no actor came up in {self._config.wait_s:g} s; each needs a node with {wanted} free: "
+                    "look at 'ray status', ask for less (--ray.num-cpus) or wait longer (--ray.wait-s)"
+                )
         self._call(free[0], task)
 
     def _call(self, seat: _Seat, task: Task) -> None:
@@ -170,7 +199,7 @@ class RayExecutor:
             self._ray.get(seat.ready)
             seat.ready, seat.deaths = None, 0
         except self._ray.exceptions.RayError as error:
-            seat.deaths += 1
+            seat.deaths += _NODE_DIED not in str(error)
             if seat.deaths >= _MOST_DEATHS:
                 text = " ".join(str(error).split())
                 raise PyramidError(
@@ -189,12 +218,17 @@ class RayExecutor:
             seat.actor, seat.ready = self._actor()
             if seat.late:
                 return Ended(task=task, reason="timeout", detail=f"not done after {self._timeout_s:g} s")
+            if _NODE_DIED in str(error):
+                self._nodes_lost[task.number] += 1
+                if self._nodes_lost[task.number] < _MOST_NODES:
+                    return Ended(task=task)  # Preempted, most likely: the unit is not to blame.
             return Ended(task=task, reason="crash", detail=f"its actor died ({type(error).__name__})")
 
     def close(self, *, kill: bool = False) -> None:
         """Ends all actors, and the cluster if it was started for this job."""
         del kill  # Without a unit in hand there is nothing to wait for.
-        for seat in self._seats:
-            self._ray.kill(seat.actor)
-        if self._ours:
-            self._ray.shutdown()
+        with self._quiet:
+            for seat in self._seats:
+                self._ray.kill(seat.actor)
+            if self._ours:
+                self._ray.shutdown()

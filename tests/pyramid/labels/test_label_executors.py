@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import drawing
 import pyarrow.parquet as pq
 import pytest
+from labelling import events, tables
 
-from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.labels.engine import label
 
@@ -29,16 +22,6 @@ Model = Callable[..., str]
 @pytest.fixture
 def shards(tmp_path: Path) -> str:
     return drawing.write_shards(tmp_path / "shards", FRAMES)
-
-
-def tables(out: Path) -> dict[str, str]:
-    """The tables of a run and what they hold, without receipts and logs."""
-    return {path.name: files.sha256_file(path) for path in sorted(out.glob("*.parquet"))}
-
-
-def events(out: Path, name: str = "") -> list[dict]:
-    lines = [json.loads(line) for line in (out / "_events.jsonl").read_text().splitlines()]
-    return [line for line in lines if not name or line["event"] == name]
 
 
 @pytest.fixture
@@ -157,124 +140,3 @@ def test_wrong_jobs_are_refused(shards: str, model: Model, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no method 'compile'"):
         label(shards, labeler="truth", model=path, compile=True, out=str(tmp_path / "out"), workers=2)
     assert not tables(tmp_path / "out")
-
-
-def command(shards: str, path: str, out: Path, *more: str, delay_s: float) -> subprocess.Popen[str]:
-    arguments = ["label", shards, "--labeler", "truth", "--model", path, "--out", str(out), *more]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TRUTH_DELAY_S": str(delay_s)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pyramid.cli", *arguments],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process has started, by the system's own list."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def gone(pids: list[int]) -> bool:
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-def test_ctrl_c_drops_the_units_in_hand_and_says_how_to_go_on(
-    shards: str, model: Model, tmp_path: Path, whole: dict[str, str]
-) -> None:
-    out, path = tmp_path / "out", model("whole.json")
-    process = command(shards, path, out, "--workers", "2", "--batch-clips", "1", delay_s=0.5)
-    wait_for(lambda: list(out.glob("_receipts/*.json")))
-    workers = children(process.pid)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run the same command again to go on where it stopped" in said
-    assert "Traceback" not in said
-    assert events(out)[-1]["event"] == "interrupted"
-    assert len(workers) == 2
-    assert gone(workers)
-    assert 0 < label(shards, labeler="truth", model=path, out=str(out)).skipped_done < 3
-    assert tables(out) == whole
-
-
-class Killer:
-    """Kills a worker of this process, or one that it has started, at each moment: seconds after one is seen."""
-
-    def __init__(self, moments: list[float], draw: random.Random) -> None:
-        self.killed: list[int] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._kill, args=(moments, draw), daemon=True)
-
-    def _kill(self, moments: list[float], draw: random.Random) -> None:
-        for moment in moments:
-            while not children(os.getpid()) and not self._stop.wait(0.02):
-                continue
-            if self._stop.wait(moment):
-                return
-            with contextlib.suppress(OSError):  # One may end while it is looked at.
-                workers = children(os.getpid())
-                workers += [pid for worker in workers for pid in children(worker)]
-                self.killed.append(draw.choice(workers))
-                os.kill(self.killed[-1], signal.SIGKILL)
-
-    def __enter__(self) -> Killer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-FULL = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.mark.parametrize(
-    ("decoders", "count"),
-    [(1, 2), pytest.param(0, 20, marks=FULL), pytest.param(2, 20, marks=FULL)],
-)
-def test_killed_workers_cost_nothing(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoders: int, count: int
-) -> None:
-    shards = drawing.write_shards(tmp_path / "many", [4] * 8 * count, per_shard=2)
-    job = {"shards": shards, "labeler": "truth", "model": model()}
-    label(**job, out=str(tmp_path / "whole"))
-    monkeypatch.setenv("TRUTH_DELAY_S", "0.15")
-    draw = random.Random(time.time_ns())
-    moments = [draw.uniform(0, 2) for _ in range(count)]
-    with Killer(moments, draw) as killer:
-        result = label(**job, out=str(tmp_path / "out"), workers=2, decoders=decoders, retries=count, batch_clips=1)
-    assert killer.killed, moments
-    assert result.quarantined == {}
-    assert tables(tmp_path / "out") == tables(tmp_path / "whole"), moments
-
-
-@pytest.mark.parametrize("count", [2, pytest.param(25, marks=FULL)])
-def test_a_killed_job_goes_on_to_the_same_tables(
-    shards: str, model: Model, tmp_path: Path, whole: dict[str, str], count: int
-) -> None:
-    path, out, draw = model("whole.json"), tmp_path / "out", random.Random(time.time_ns())
-    delays, alive = [draw.uniform(0, 2) for _ in range(count)], 0
-    for delay in delays:
-        process = command(shards, path, out, "--workers", "2", "--batch-clips", "1", delay_s=0.3)
-        wait_for(lambda process=process: process.poll() is not None or len(children(process.pid)) == 2)
-        time.sleep(delay)
-        workers = children(process.pid) if process.poll() is None else []
-        alive += process.poll() is None
-        process.kill()
-        process.communicate()
-        wait_for(lambda workers=workers: gone(workers), 10)
-    assert alive, delays
-    label(shards, labeler="truth", model=path, out=str(out))
-    assert tables(out) == whole, delays
-    assert not list(out.rglob(".tmp-*"))

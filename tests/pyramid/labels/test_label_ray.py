@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import drawing
 import pytest
+from labelling import SICK_MODEL, actors, check_sick, kill_while, tables, write_sick
 
-from pyramid import files
 from pyramid.errors import PyramidError
 from pyramid.labels.engine import label
+from pyramid.labels.result import LabelResult
 
 FRAMES = [5, 3, 8, 4, 6, 2]
 Model = Callable[..., str]
@@ -29,33 +25,11 @@ def cluster() -> Iterator[None]:
     from pyramid.labels.config import RayConfig
     from pyramid.labels.executors.ray import connect
 
-    assert connect(RayConfig(), 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUTH_DELAY_S", "0.1")  # The actors' alone.
+        assert connect(RayConfig(), 2)
     yield
     ray.shutdown()
-
-
-def tables(out: Path) -> dict[str, str]:
-    return {path.name: files.sha256_file(path) for path in sorted(out.glob("*.parquet"))}
-
-
-def actors() -> list[int]:
-    """The processes of this cluster's actors: those of its name that this process, or one of its, has started."""
-    parents, named = {}, []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError, IndexError):
-            pid = int(path.parent.name)
-            parents[pid] = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            if path.read_bytes().startswith(b"ray::LabelActor"):
-                named.append(pid)
-    return [pid for pid in named if os.getpid() in lineage(pid, parents)]
-
-
-def lineage(pid: int, parents: dict[int, int]) -> list[int]:
-    found = []
-    while pid in parents:
-        pid = parents[pid]
-        found.append(pid)
-    return found
 
 
 def test_ray_makes_the_tables_that_local_makes(cluster: None, model: Model, tmp_path: Path) -> None:
@@ -73,6 +47,12 @@ def test_ray_makes_the_tables_that_local_makes(cluster: None, model: Model, tmp_
     assert again.skipped_done == 6
 
 
+def test_what_is_broken_is_named_and_costs_itself_only(cluster: None, model: Model, tmp_path: Path) -> None:
+    shards, out = write_sick(tmp_path / "shards"), tmp_path / "out"
+    job = {"labeler": "truth", "model": model(**SICK_MODEL), "out": str(out), "max_failed_share": 1.0, "retries": 1}
+    check_sick(label(shards, **job, executor="ray", workers=2), out)
+
+
 @pytest.mark.slow
 def test_an_actor_that_dies_costs_the_unit_that_killed_it(cluster: None, model: Model, tmp_path: Path) -> None:
     shards = drawing.write_shards(tmp_path / "shards", FRAMES)
@@ -86,38 +66,15 @@ def test_an_actor_that_dies_costs_the_unit_that_killed_it(cluster: None, model: 
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_killed_actors_cost_nothing(
-    cluster: None, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    shards = drawing.write_shards(tmp_path / "shards", [4] * 8 * (count + 1))
-    job = {"labeler": "truth", "model": model()}
-    label(shards, **job, out=str(tmp_path / "whole"))
-    draw = random.Random(time.time_ns())
-    moments = [draw.uniform(0.2, 2) for _ in range(count)]
-    killed, stop = [], threading.Event()
+def test_killed_actors_cost_nothing(cluster: None, model: Model, tmp_path: Path, count: int) -> None:
+    shards, path = drawing.write_shards(tmp_path / "shards", [4] * 8 * min(count, 5)), model()
+    label(shards, labeler="truth", model=path, out=str(tmp_path / "whole"))
 
-    def kill() -> None:
-        for moment in moments:
-            while not actors() and not stop.wait(0.05):
-                continue
-            if stop.wait(moment):
-                return
-            for pid in actors()[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+    def job(out: Path) -> LabelResult:
+        options = {"executor": "ray", "workers": 2, "retries": count, "batch_clips": 1}
+        return label(shards, labeler="truth", model=path, out=str(out), **options)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        result = label(
-            shards, **job, out=str(tmp_path / "out"), executor="ray", workers=2, retries=count, batch_clips=1
-        )
-    finally:
-        stop.set()
-        thread.join()
-    assert killed, moments
-    assert result.quarantined == {}
-    assert tables(tmp_path / "out") == tables(tmp_path / "whole"), moments
+    kill_while(job, lambda: actors(os.getpid()), count, 1.0, tmp_path)
 
 
 def test_a_model_that_does_not_load_ends_the_job(cluster: None, model: Model, tmp_path: Path) -> None:

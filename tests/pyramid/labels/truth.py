@@ -27,6 +27,7 @@ ERRORS = {
     "RuntimeError": lambda: RuntimeError("broken"),
     "KeyError": lambda: KeyError("broken"),
     "ZeroDivisionError": lambda: ZeroDivisionError("broken"),
+    "SystemExit": lambda: SystemExit("over"),
     "KeyboardInterrupt": KeyboardInterrupt,
 }
 
@@ -39,6 +40,7 @@ class Truth:
     def __init__(self, model: str) -> None:
         self.config = json.loads(Path(model).read_text())
         self.faults: dict[str, str] = self.config.get("faults", {})
+        self._schema_fails_in = 0
 
     def digest(self) -> str:
         return digest(self.config)
@@ -47,6 +49,9 @@ class Truth:
         return {"unit": "number", "rate_hz": 10.0}
 
     def schema(self) -> pa.Schema:
+        self._schema_fails_in -= 1
+        if self._schema_fails_in == 0:
+            raise RuntimeError("no schema any more")
         missing = self.config.get("without")
         own = [("action", pa.list_(pa.float32())), ("n", pa.uint8())]
         return pa.schema([field for field in (*BASE_FIELDS, *own) if field[0] != missing])
@@ -58,6 +63,8 @@ class Truth:
             tables.append(tables[0])
         if "too few" in kinds:
             tables.pop()
+        if "schema" in kinds:
+            self._schema_fails_in = 2  # Once for the check of these tables; then nothing can be written.
         return None if "none" in kinds else tables  # type: ignore[return-value]
 
     def _first_time(self, key: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pyramid import files, parquet
 from pyramid.config import dump_yaml
 from pyramid.errors import DataError, PyramidError
 from pyramid.mixture.batch import MixtureStream, open_mixture
-from pyramid.mixture.cache import ShardCache, cache_folder
+from pyramid.shards.cache import ShardCache, cache_folder
 from pyramid.shards.layout import INDEX_FILE
 
 
@@ -291,8 +292,13 @@ def test_copies_stay_within_their_bound_and_may_be_lost(tmp_path: Path) -> None:
         assert 0 < sum(p.stat().st_size for p in held) <= 2**20
     for path in (tmp_path / "copies").iterdir():
         path.unlink()
+    left, fresh = tmp_path / "copies" / ".tmp-killed", tmp_path / "copies" / ".tmp-at-work"
+    for path in (left, fresh):
+        path.touch()
+    os.utime(left, (0, 0))
     url, sha256, size = shards[0]
     assert cache.read(url, sha256, size, 0, 9) == Path(url).read_bytes()[:9]
+    assert (left.exists(), fresh.exists()) == (False, True)
     small = ShardCache(0, tmp_path / "none")
     assert small.read(url, sha256, size, 0, 9) == Path(url).read_bytes()[:9]
     assert not (tmp_path / "none").exists()
