@@ -21,7 +21,7 @@ SIZE = {"model.image_size_px": 32}
 
 
 def lam_model(folder: Path, **options: object) -> str:
-    """Saves a latent-action model; pairs are 0.2 s apart."""
+    """Saves a latent-action model; pairs are 0.2 s apart. Its codes need no training, unlike a codebook."""
     config = resolve(
         LAMConfig,
         "lam/tiny",
@@ -30,6 +30,7 @@ def lam_model(folder: Path, **options: object) -> str:
             "model.encoder_widths": (16, 16, 24),
             "model.decoder_widths": (8, 16, 24),
             "pairs.gap_s": 0.2,
+            "quantizer.kind": "fsq",
             **options,
         },
     )
