@@ -16,7 +16,7 @@ from torch import Tensor
 
 from idm.config import IDMConfig, WindowConfig
 from idm.model import InverseDynamicsModel
-from idm.predict import ClipActions, predict_clip
+from idm.predict import ClipActions, ClipFrames, predict_clips
 from idm.windows import Steps, clip_steps, segments
 from pyramid import files
 from pyramid.config import from_dict, to_dict
@@ -98,7 +98,7 @@ class StepFrames:
 class IDMLabeler:
     """Labels clips with a trained inverse dynamics model; a `pyramid.labels` Labeler.
 
-    A clip's rows depend on that clip alone: passes never mix clips and always have one shape.
+    A clip's rows depend on that clip alone: passes always have one shape, and no window of one sees another.
 
     Args:
         model: a trained model.
@@ -156,7 +156,9 @@ class IDMLabeler:
         self.model.compile()
 
     def label(self, clips: Sequence[Sample | ClipSteps]) -> list[pa.Table]:
-        """Labels clips, one table each, rows in time order; the last frame of a shot has no row.
+        """Labels clips, one table each, rows in time order; passes are filled across clips.
+
+        The last frame of a shot has no row.
 
         Args:
             clips: what ``prepare`` returned, or samples.
@@ -165,17 +167,22 @@ class IDMLabeler:
             SkipItemError: a clip of another embodiment (``embodiment``), without frames at the model's rate (``rate``)
                 or shorter than a window (``short``).
         """
-        ready = (clip if isinstance(clip, ClipSteps) else self.prepare(clip) for clip in clips)
-        return [self._table(clip, self._predict(clip)) for clip in ready]
+        ready = [clip if isinstance(clip, ClipSteps) else self.prepare(clip) for clip in clips]
+        return [self._table(clip, actions) for clip, actions in zip(ready, self._predict(ready), strict=True)]
 
     def predict(self, sample: Sample) -> tuple[Steps, ClipActions]:
         """Returns the model's steps in a clip, and the labels in normalised units."""
         clip = self.prepare(sample)
-        return clip.steps, self._predict(clip)
+        return clip.steps, self._predict([clip])[0]
 
-    def _predict(self, clip: ClipSteps) -> ClipActions:
-        windows, every = self.config.windows, clip.steps.every
-        return predict_clip(self.model, clip.pixels, clip.spans, windows, clip.embodiment, every=every)
+    def _predict(self, clips: Sequence[ClipSteps]) -> list[ClipActions]:
+        """Returns the labels of each clip; those of one embodiment, whose output network they share, go together."""
+        found: dict[int, ClipActions] = {}
+        for embodiment in dict.fromkeys(clip.embodiment for clip in clips):
+            own = [place for place, clip in enumerate(clips) if clip.embodiment == embodiment]
+            what = [ClipFrames(clips[i].pixels, clips[i].spans, clips[i].steps.every) for i in own]
+            found |= zip(own, predict_clips(self.model, what, self.config.windows, embodiment), strict=True)
+        return [found[place] for place in range(len(clips))]
 
     def embodiment_of(self, sample: Sample) -> str:
         """Returns the embodiment whose output network a sample needs, or skips the sample by name."""

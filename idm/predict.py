@@ -16,14 +16,23 @@ from torch import Tensor
 from idm.config import WindowConfig
 from idm.model import InverseDynamicsModel, as_input
 from idm.windows import Votes, vote, window_starts
-from pyramid.nn.transfer import on_device
+from pyramid.nn.transfer import on_device, pass_rows
 
-__all__ = ["ClipActions", "calibrate", "predict_chunks", "predict_clip"]
+__all__ = ["ClipActions", "ClipFrames", "calibrate", "predict_chunks", "predict_clip", "predict_clips"]
 
-_BATCH = 32
-"""Every pass has exactly this many windows: kernels may round differently for another shape."""
 _LEAST_SPREAD = 1e-3
 """Smallest calibrated error, normalised units; a label is never certain."""
+
+
+class ClipFrames(NamedTuple):
+    """What is predicted of one clip."""
+
+    frames: Tensor
+    """uint8 [T, 3, S, S], one per step."""
+    spans: Sequence[tuple[int, int]]
+    """Stretches without a cut, (first step, past the last)."""
+    every: int = 1
+    """Steps between frames, see `idm.windows.Steps`; windows start at such steps only."""
 
 
 class ClipActions(NamedTuple):
@@ -43,7 +52,7 @@ class ClipActions(NamedTuple):
 def predict_chunks(
     model: InverseDynamicsModel, frames: Tensor, starts: Sequence[int], windows: WindowConfig, embodiment: str
 ) -> dict[int, NDArray[np.float32]]:
-    """Predicts every window of a clip, in passes of one constant shape.
+    """Predicts every window of a clip, or of clips one after the other, in passes of one constant shape.
 
     Args:
         model: in eval mode, on any device.
@@ -56,10 +65,10 @@ def predict_chunks(
         start -> float32 [H, D], normalised units.
     """
     device = next(model.parameters()).device
-    out: dict[int, NDArray[np.float32]] = {}
-    for first in range(0, len(starts), _BATCH):
-        part = list(starts[first : first + _BATCH])
-        padded = part + part[:1] * (_BATCH - len(part))
+    size, out = pass_rows(device), dict[int, NDArray[np.float32]]()
+    for first in range(0, len(starts), size):
+        part = list(starts[first : first + size])
+        padded = part + part[:1] * (size - len(part))
         index = torch.tensor([[start + step for step in windows.frames] for start in padded])
         chunks = model(as_input(on_device(frames[index], device)), embodiment).float().cpu().numpy()
         out |= dict(zip(part, chunks, strict=False))
@@ -75,26 +84,47 @@ def predict_clip(
     *,
     every: int = 1,
 ) -> ClipActions:
-    """Labels the steps of one clip; spans too short for a window are left out.
+    """Labels the steps of one clip; see `predict_clips` and `ClipFrames`."""
+    return predict_clips(model, [ClipFrames(frames, list(spans), every)], windows, embodiment)[0]
+
+
+def predict_clips(
+    model: InverseDynamicsModel, clips: Sequence[ClipFrames], windows: WindowConfig, embodiment: str
+) -> list[ClipActions]:
+    """Labels the steps of clips, passes filled across them; spans too short for a window are left out.
 
     Args:
         model: in eval mode.
-        frames: uint8 [T, 3, S, S], one per step.
-        spans: stretches without a cut, (first step, past the last).
+        clips: frames and spans of each.
         windows: the shape of a window.
         embodiment: whose actions.
-        every: steps between frames, see `idm.windows.Steps`; windows start at such steps only.
     """
-    stride = -(-windows.stride // every) * every
     spread = model.error_spread(embodiment).detach().cpu().numpy()
+    begins = np.cumsum([0, *(len(clip.frames) for clip in clips)]).tolist()
+    starts = [
+        [[begin + first + at for at in _starts(clip, last - first, windows)] for first, last in clip.spans]
+        for clip, begin in zip(clips, begins, strict=False)
+    ]
+    wanted = [start for of_clip in starts for of_span in of_clip for start in of_span]
+    chunks = predict_chunks(model, torch.cat([clip.frames for clip in clips]), wanted, windows, embodiment)
+    found = []
+    for clip, begin, of_clip in zip(clips, begins, starts, strict=False):
+        parts = [_no_rows(spread)]
+        for (first, last), of_span in zip(clip.spans, of_clip, strict=True):
+            if of_span:
+                own = {start - begin - first: chunks[start] for start in of_span}
+                parts.append(_with_spread(vote(own, last - first), spread, first))
+        found.append(ClipActions(*(np.concatenate(column) for column in zip(*parts, strict=True))))
+    return found
+
+
+def _starts(clip: ClipFrames, length: int, windows: WindowConfig) -> list[int]:
+    return window_starts(length, windows.horizon, -(-windows.stride // clip.every) * clip.every)
+
+
+def _no_rows(spread: NDArray[np.float32]) -> ClipActions:
     none, no_rows = np.zeros(0, np.int64), np.zeros((0, spread.shape[1]), np.float32)
-    parts = [ClipActions(none, no_rows, no_rows, none)]
-    for first, last in spans:
-        starts = window_starts(last - first, windows.horizon, stride)
-        if starts:
-            chunks = predict_chunks(model, frames[first:last], starts, windows, embodiment)
-            parts.append(_with_spread(vote(chunks, last - first), spread, first))
-    return ClipActions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return ClipActions(none, no_rows, no_rows, none)
 
 
 def _with_spread(votes: Votes, spread: NDArray[np.float32], first: int) -> ClipActions:

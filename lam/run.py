@@ -23,12 +23,10 @@ from lam.text import TextEmbedder
 from lam.views import Context
 from pyramid.config import from_dict
 from pyramid.nn.checkpoint import load_model_files
-from pyramid.nn.transfer import on_device
+from pyramid.nn.transfer import on_device, pass_rows
 
 __all__ = ["Rows", "load_model", "pair_context", "run_pairs"]
 
-_BATCH = 32
-"""Every pass has exactly this many rows: kernels may round differently for another shape."""
 _ROUNDING = (1 / 255) ** 2 / 12
 """Mean squared error of 8-bit rounding; a change smaller than that cannot be predicted."""
 
@@ -84,9 +82,9 @@ def run_pairs(
     """
     if not len(first):
         return _no_rows(model)
-    parts = []
-    for start in range(0, len(first), _BATCH):
-        span = slice(start, start + _BATCH)
+    parts, size = [], pass_rows(next(model.parameters()).device)
+    for start in range(0, len(first), size):
+        span = slice(start, start + size)
         own = Context(*(None if part is None else part[span] for part in context or Context()))
         parts.append(_run_batch(model, first[span], second[span], None if z is None else z[span], own))
     found = [part.codes for part in parts if part.codes is not None]
@@ -108,13 +106,14 @@ def _no_rows(model: LatentActionModel) -> Rows:
 
 def _run_batch(model: LatentActionModel, first: Tensor, second: Tensor, z: Tensor | None, context: Context) -> Rows:
     device = next(model.parameters()).device
-    count = len(first)
-    known = Context(*(None if part is None else _padded(part).to(device) for part in context))
-    frames = prepare(model.config.objectives, *(on_device(_padded(frames), device) for frames in (first, second)))
+    count, size = len(first), pass_rows(device)
+    known = Context(*(None if part is None else _padded(part, size).to(device) for part in context))
+    pair = (on_device(_padded(frames, size), device) for frames in (first, second))
+    frames = prepare(model.config.objectives, *pair)
     a, b = model.look(frames.first), model.look(frames.second)
     tokens = model.tokens(a, b, known)
     quantized = tokens.quantized
-    predicted, _ = model.predict(a, quantized.z if z is None else _padded(z).to(device), known, tokens.background)
+    predicted, _ = model.predict(a, quantized.z if z is None else _padded(z, size).to(device), known, tokens.background)
     change = model.target(b) - model.target(a)
     seen = to_map(frames.valid, change.shape[-1])
     error, copy_error = _mean_square(predicted - change, seen), _mean_square(change, seen)
@@ -134,8 +133,8 @@ def _mean_square(x: Tensor, seen: Tensor | None) -> Tensor:
     return (x.square().mean(1, keepdim=True) * seen).flatten(1).sum(1) / seen.flatten(1).sum(1).clamp(min=1e-6)
 
 
-def _padded(x: Tensor) -> Tensor:
-    return torch.cat([x, x.new_zeros(_BATCH - len(x), *x.shape[1:])])
+def _padded(x: Tensor, size: int) -> Tensor:
+    return x if len(x) == size else torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
 
 
 def load_model(model_dir: str, device: str = "cpu") -> tuple[LatentActionModel, LAMConfig, str]:

@@ -36,7 +36,7 @@ def label(
     shards: str,
     *,
     labeler: str | Sequence[str],
-    model: str | Sequence[str],
+    model: str | Sequence[str] = "",
     out: str | None = None,
     config: LabelConfig | str | Mapping[str, Any] | None = None,
     executor: str = "local",
@@ -52,7 +52,7 @@ def label(
     Args:
         shards: the shard folder.
         labeler: names of installed labelers, such as lam or idm; several share one pass of decoding.
-        model: each labeler's model folder, in the same order.
+        model: each labeler's model folder, in the same order; left out where no labeler reads one.
         out: folder of the label run, of several labelers that of their runs; by default labels/LABELER in the shards.
         config: a preset, a YAML file or options.
         executor: local (processes of this machine) or ray (actors of a Ray cluster); the tables are the same.
@@ -71,7 +71,8 @@ def label(
     cfg = resolve(LabelConfig, config, **options)
     if executor not in EXECUTORS:
         raise ConfigError(f"no executor '{executor}'{nearest(executor, EXECUTORS)}; there are {', '.join(EXECUTORS)}")
-    names, models = _as_list(labeler), _as_list(model)
+    names = _as_list(labeler)
+    models = _as_list(model) if model else [""] * len(names)
     outs = _outs(shards, names, models, out)
     plan = Plan.open(shards, limit)
     if cfg.cache_mb * 2**20 < 2 * workers * plan.largest_bytes():
@@ -143,10 +144,11 @@ def _execute(
         return 0
     place = place or _executor(executor, spec, min(workers, n_units))
     watch = Watch(runs, n_units)
-    label = f"label {' '.join(run.name for run in runs)}"
+    label = " ".join(run.name for run in runs)
     try:
         with _told(watch, label, place):
-            watch.job("job_started", units=len(plan) * len(runs), todo=n_units, executor=executor, workers=workers)
+            facts = {"shards": len(plan), "units": len(plan) * len(runs), "todo": n_units}
+            watch.job("job_started", **facts, executor=executor, workers=workers)
             # On other machines it would mostly be the wrong one that has fetched a shard.
             near = files.is_remote(plan.folder) and (executor == "local" or not config.ray.address)
             Job(plan, runs, place, config, watch, ahead=workers if near else 0).go()
@@ -185,8 +187,8 @@ def _told(watch: Watch, label: str, place: Executor) -> Iterator[None]:
             place.close(kill=True)
             with contextlib.suppress(PyramidError):
                 watch.job("interrupted")
-            text = "stopped, units in hand were dropped; run the same command again to go on where it stopped"
-            raise InterruptedJobError(f"{label}: {text}") from error
+            text = "those in hand were dropped; run the same command again to go on where it stopped"
+            raise InterruptedJobError(f"{label}: stopped at {watch.told}, {text}") from error
         except BaseException as error:
             place.close(kill=True)
             with contextlib.suppress(PyramidError):
@@ -217,6 +219,7 @@ def _result(runs: Sequence[Run], n_shards: int, frames: int, seconds: float) -> 
                 "rows": run.rows,
                 "shards": n_shards,
                 "skipped_done": run.skipped,
+                "quarantined": count_reasons(list(run.items())),
             }
             for run in runs
         },

@@ -34,7 +34,7 @@ class LabelResult:
     items: list[Quarantined] = field(default_factory=list)
     """What was set aside, with its reason."""
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Per labeler: ``out``, ``clips``, ``rows``, ``shards``, ``skipped_done``."""
+    """Per labeler: ``out``, ``clips``, ``rows``, ``shards``, ``skipped_done``, ``quarantined``."""
 
     def __repr__(self) -> str:
         if not self.out:

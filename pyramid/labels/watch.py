@@ -89,6 +89,11 @@ class Watch:
         self._progress.note = f"model {busy:.0%} busy{queue}"
         self._progress.add(len(labelled.outcomes), amount=task.frames * len(labelled.outcomes))
 
+    @property
+    def told(self) -> str:
+        """How far this job is, for a person."""
+        return f"{self._progress.done} of {self._progress.total} tables"
+
     def set_aside(self) -> None:
         """Notes that a unit was quarantined."""
         self._progress.add(1)
