@@ -38,6 +38,8 @@ _START_S = 300.0
 _HEADER_BYTES = 4
 _MAX_BYTES = 2**31
 _local = threading.local()
+inside = False
+"""Whether this is the guarded process."""
 
 
 def run(work: Work, task: Any, limits: VideoLimits, *, name: str) -> Iterator[Message]:
