@@ -19,11 +19,10 @@ from pyramid.errors import SkipItemError
 from pyramid.video import guard
 from pyramid.video.backends.protocol import Reading, Shown
 from pyramid.video.backends.timeline import Timeline
+from pyramid.video.backends.with_pyav import PyavBackend
 from pyramid.video.probe import VideoLimits, probe
 
 _CODECS = ("h264", "hevc")
-_MULTIPLE_PX = 16
-"""Height and width must be multiples: pictures that are not whole blocks came out shifted in former versions."""
 _ALL_FRAMES_SHARE = 0.5
 """Share of max_decode_mb that all frames of the video may take at once, as it may decode them all ahead."""
 _SAME_S = 1e-3
@@ -44,7 +43,7 @@ def reason_against(path: str, timeline: Timeline | None, limits: VideoLimits) ->
         return "this is not the guarded process"
     if timeline is None:
         return "its packets do not tell its frames"
-    return _unlike(timeline, limits) or _disagreement(path, timeline)
+    return _unlike(timeline, limits) or _disagreement(path, timeline, limits)
 
 
 def _unlike(timeline: Timeline, limits: VideoLimits) -> str:
@@ -55,8 +54,6 @@ def _unlike(timeline: Timeline, limits: VideoLimits) -> str:
         return f"{timeline.codec} in {timeline.pix_fmt}"
     if not timeline.plain:
         return "turned, of another range or other colours, or not the only one in its file"
-    if height % _MULTIPLE_PX or width % _MULTIPLE_PX:
-        return f"{width}x{height} pixels are no multiples of {_MULTIPLE_PX}"
     if not timeline.closed:
         return "frames behind a key frame are shown before it, of which decord gives wrong ones after a seek"
     if len(steps) and steps.max() - steps.min() > 1:
@@ -66,18 +63,26 @@ def _unlike(timeline: Timeline, limits: VideoLimits) -> str:
     return ""
 
 
-def _disagreement(path: str, timeline: Timeline) -> str:
-    """Returns in what decord and the packets disagree."""
+def _disagreement(path: str, timeline: Timeline, limits: VideoLimits) -> str:
+    """Returns in what decord and PyAV disagree: the number of frames, their times, or the first picture."""
     try:
         reader = _reader(path)
         if len(reader) != len(timeline.pts):
             return f"decord counts {len(reader)} frames of {len(timeline.pts)}"
-        begins = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        begins, first = reader.get_frame_timestamp(range(len(reader)))[:, 0], reader.next().asnumpy()
     except Exception as error:  # Its errors share no other class.
         return f"decord does not open it ({str(error)[:100]})"
     # It keeps the container's time of the first frame.
     apart = np.abs(begins - begins[0] - timeline.times_s()).max()
-    return f"times of decord are up to {apart:.4f} s apart" if apart > _SAME_S else ""
+    if apart > _SAME_S:
+        return f"times of decord are up to {apart:.4f} s apart"
+    # Widths of 16, 24, 48 or 72 pixels come out with more than three colours.
+    return "" if np.array_equal(first, _first(path, limits)) else "the first picture is another"
+
+
+def _first(path: str, limits: VideoLimits) -> Any:
+    with PyavBackend().opened(path, Reading(), limits) as shown:
+        return next(frame for _, frame in shown.each).to_ndarray(format="rgb24", threads=1)
 
 
 def _reader(path: str) -> Any:

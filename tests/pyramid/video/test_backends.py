@@ -59,7 +59,8 @@ CASES: dict[str, tuple[Callable[[Path], Path], bool, bool]] = {
     "H.264, B-frames": (video(".mp4", options={"bf": "3", "b-pyramid": "normal"}, gop=40), True, True),
     "H.264, B-frames, mkv": (video(".mkv", options={"bf": "3"}), True, True),
     "H.264, open GOP": (video(".mp4", options={"bf": "3", "x264-params": "open-gop=1"}, gop=25), True, True),
-    "H.264, 66x50": (video(".mp4", size=(50, 66), options={"bf": "3"}), True, False),
+    "H.264, 66x50": (video(".mp4", size=(50, 66), options={"bf": "3"}), True, True),
+    "H.264, 72x64": (video(".mp4", size=(64, 72), options={"bf": "3"}), True, False),
     "H.264, 10 bit": (video(".mp4", pix_fmt="yuv420p10le", options={"bf": "3"}), True, False),
     "H.265, open GOP": (video(".mp4", codec="libx265", options=QUIET, gop=25), True, False),
     "H.265, closed GOP": (
