@@ -46,7 +46,7 @@ def collect(path: Path, requests: list[DecodeRequest]) -> tuple[dict[int, list[i
 STRETCHES = [(0.0, 1.0), (0.5, 2.0), (0.5, 0.6), (1.0, 1.0 + 1 / 30), (1.9, 9.0), (0.0, 4.0)]
 
 
-@pytest.mark.parametrize("rate_hz", [None, 7.0, 30.0])
+@pytest.mark.parametrize("rate_hz", [None, 5.0, 7.0, 30.0])
 def test_overlapping_clips_are_what_each_alone_is_and_cost_one_decode(
     tmp_path: Path, decoded: list[float], rate_hz: float | None
 ) -> None:
