@@ -31,7 +31,7 @@ def _values(column: pa.Array) -> list[Any]:
     if column.null_count == len(column):
         return [None] * len(column)
     # Through numpy, since pyarrow makes an object of its own for each value first.
-    return column.to_pylist() if column.null_count else column.to_numpy(zero_copy_only=False).tolist()
+    return list(column.to_pylist() if column.null_count else column.to_numpy(zero_copy_only=False).tolist())
 
 
 def suspects(piece: pa.RecordBatch, rows: list[Row], nullable: tuple[str, ...]) -> list[int]:

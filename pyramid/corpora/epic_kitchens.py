@@ -66,8 +66,8 @@ def read_actions(tree: Tree) -> tuple[dict[str, list[tuple[str, dict[str, str]]]
     untimed: set[str] = set()
     by_video: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
     aside: list[Quarantined] = []
-    for path in filter(None, map(tree.find, _UNTIMED)):
-        for _, row in read_rows(path, ("narration_id",)):
+    for notes in filter(None, map(tree.find, _UNTIMED)):
+        for _, row in read_rows(notes, ("narration_id",)):
             if isinstance(row, Quarantined):
                 aside.append(row)
             else:
