@@ -18,7 +18,8 @@ from pyramid.jobs import Quarantined
 from pyramid.shards.layout import INDEX_FILE
 from pyramid.shards.reader import ShardSet
 from pyramid.types import Clip, Frames
-from pyramid.video.decode import DecodeRequest, decode_source
+from pyramid.video.apart import decode_apart
+from pyramid.video.decode import DecodeRequest
 
 SCORED_PX = 64
 """Clips are judged at this height and width."""
@@ -78,7 +79,7 @@ def _of_file(clip: Clip) -> Candidate:
     request = DecodeRequest(
         start_s=clip.start_s, end_s=clip.end_s, source_hz=clip.source_hz, size_px=(SCORED_PX, SCORED_PX)
     )
-    return Candidate(item=clip.clip_id, text=clip.text, load=partial(decode_source, clip.video, request))
+    return Candidate(item=clip.clip_id, text=clip.text, load=partial(decode_apart, clip.video, request))
 
 
 def _packed(shards: ShardSet, limit: int | None) -> Candidates:

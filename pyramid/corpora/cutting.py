@@ -19,7 +19,7 @@ from pyramid.types import Clip, Split
 from pyramid.video.length import length_apart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Opened:
     """A video that can be used."""
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pyramid.corpora.ego4d_actions import CANONICAL_HZ, Actions, Piece, Reader
+from pyramid.corpora.ego4d_actions import CANONICAL_HZ, Actions, Piece, Reader, of_no_video
 from pyramid.corpora.large_json import entries
 from pyramid.corpora.source import Found, ScanConfig, Source, relative, split_of
 from pyramid.corpora.splits import events
 from pyramid.corpora.tables import Tree, look_through, read_rows
-from pyramid.errors import DataError
 from pyramid.jobs import Quarantined
 
 RENDITIONS = ("video_540ss", "full_scale")
@@ -51,13 +50,16 @@ def find(root: str, config: ScanConfig) -> Found:
     tree = look_through(root, config)
     whole, pieces, skipped = _files(tree, config)
     told = _newest(tree, "ego4d.json")
-    known = dict(_from_json(told)) if told else _from_manifests(tree)
+    listed = list(_manifest_rows(tree))
+    tables = [row for row in listed if not isinstance(row, Quarantined)]
+    known = _from_json(told, skipped) if told else _from_manifests(tables)
     actions = Actions.open(next((path for name in NARRATIONS if (path := _newest(tree, name))), None), _fho(tree))
+    skipped += [*(row for row in listed if isinstance(row, Quarantined)), *actions.refused]
     found = Found(sources=[], skipped=skipped)
     told_of = {uid: video for uid, video in known.items() if isinstance(video, _Video)}
     persons = {uid: video.person for uid, video in told_of.items()}
     event_of = events(persons, {uid: video.together for uid, video in told_of.items()})
-    where = _piece_times(tree, told, actions)
+    where = _piece_times(tables, told, actions)
     files = [(uid, path, Piece(uid)) for uid, path in whole.items()]
     for uid, path in pieces.items():
         if uid not in where:
@@ -134,33 +136,35 @@ def _fho(tree: Tree) -> str | None:
     return _newest(tree, "fho_main.json")
 
 
-def _from_json(path: str) -> Iterator[tuple[str, _Video | str]]:
-    """Yields what ``ego4d.json`` says of each video; for one whose blanked stretches make no sense, what is wrong."""
-    seen: set[str] = set()
+def _from_json(path: str, aside: list[Quarantined]) -> dict[str, _Video | str]:
+    """Returns what ``ego4d.json`` says of each video, or what is wrong with it: then nobody knows what is blanked out.
+
+    Entries that are of no video go to ``aside``.
+    """
+    known: dict[str, _Video | str] = {}
     for entry, _ in entries(path, "videos"):
         row = entry.load()
         if not (isinstance(row, dict) and isinstance(row.get("video_uid"), str)):
-            raise DataError(f"'{path}', byte {entry.offset}: a video without video_uid")
-        uid = row["video_uid"]
-        if uid in seen:
-            raise DataError(f"'{path}', byte {entry.offset}: video {uid} stands twice; which one is true?")
-        seen.add(uid)
-        try:
-            closed = tuple(_seconds(interval) for interval in row.get("redacted_intervals") or ())
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            yield uid, f"has a redacted interval that is none ({error!r})"
+            aside.append(of_no_video(entry))
             continue
-        person = row.get("fb_participant_id")
-        yield (
-            uid,
-            _Video(
-                person="" if person is None else str(person),
-                split=_split(row),
-                closed=closed,
-                together=_together(row.get("concurrent_sets")),
-                facts=_facts(row),
-            ),
-        )
+        uid = row["video_uid"]
+        known[uid] = "stands twice; which one is true?" if uid in known else _told_of(row)
+    return known
+
+
+def _told_of(row: dict[str, Any]) -> _Video | str:
+    try:
+        closed = tuple(_seconds(interval) for interval in row.get("redacted_intervals") or ())
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        return f"has a redacted interval that is none ({error!r})"
+    person = row.get("fb_participant_id")
+    return _Video(
+        person="" if person is None else str(person),
+        split=_split(row),
+        closed=closed,
+        together=_together(row.get("concurrent_sets")),
+        facts=_facts(row),
+    )
 
 
 def _together(sets: Any) -> tuple[str, ...]:
@@ -198,29 +202,27 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _manifest_rows(tree: Tree) -> Iterator[dict[str, str]]:
+def _manifest_rows(tree: Tree) -> Iterator[dict[str, str] | Quarantined]:
     """Yields the rows of the tables beside the videos; their columns vary, so they go by name."""
     for path in tree.others:
         if path.rsplit("/", 1)[-1] == "manifest.csv":
-            for _, row in read_rows(path, ()):
-                if not isinstance(row, Quarantined):
-                    yield row
+            yield from (row for _, row in read_rows(path, ()))
 
 
-def _from_manifests(tree: Tree) -> dict[str, _Video | str]:
-    """Reads what is known of each video where there is no ``ego4d.json``."""
+def _from_manifests(rows: Sequence[dict[str, str]]) -> dict[str, _Video | str]:
+    """Returns what is known of each video where there is no ``ego4d.json``."""
     known: dict[str, _Video | str] = {}
-    for row in _manifest_rows(tree):
+    for row in rows:
         if uid := row.get("video_uid") or row.get("file_uid") or "":
             known.setdefault(uid, _Video(split=_split(row), facts=_facts(row)))
     return known
 
 
-def _piece_times(tree: Tree, told: str | None, actions: Actions) -> dict[str, Piece]:
+def _piece_times(rows: Sequence[dict[str, str]], told: str | None, actions: Actions) -> dict[str, Piece]:
     """Returns which stretch of which video each clip file is, from whichever file tells."""
     where = dict(actions.pieces)
     listed = (entry.load() for entry, _ in (entries(told, "clips") if told else ()))
-    for row, prefix in [*((row, "video") for row in listed), *((row, "parent") for row in _manifest_rows(tree))]:
+    for row, prefix in [*((row, "video") for row in listed), *((row, "parent") for row in rows)]:
         try:
             stretch = float(row[f"{prefix}_start_sec"]), float(row[f"{prefix}_end_sec"])
             piece = Piece(str(row["video_uid" if prefix == "video" else "parent_video_uid"]), *stretch)

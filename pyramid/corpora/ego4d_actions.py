@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pyramid.corpora.large_json import Entry, entries
 from pyramid.corpora.source import ScanConfig, Window
-from pyramid.errors import DataError
 from pyramid.jobs import Quarantined
 
 CANONICAL_HZ = 30.0
@@ -53,40 +52,60 @@ class Actions:
     """Actions of hands and objects by video."""
     pieces: Mapping[str, Piece]
     """The clips that the actions were annotated in, by clip uid."""
+    refused: Sequence[Quarantined] = ()
+    """Entries of the files that cannot be used: of no video, or of one that another entry tells of, too."""
 
     @classmethod
     def open(cls, narrations: str | None, fho: str | None) -> Actions:
         """Looks through the annotation files that are there, once.
 
         Raises:
-            DataError: a file is damaged, or tells of one video twice.
+            DataError: a file is damaged.
         """
-        told: dict[str, Entry] = {}
-        acted: dict[str, Entry] = {}
+        told, acted = _Table(), _Table()
         pieces: dict[str, Piece] = {}
         # One of the two files has its videos at the top, the other within "videos".
         for entry, row in entries(narrations, "videos", or_all=True) if narrations else ():
             if isinstance(row, dict):
-                _enter(told, entry.key, entry)
+                told.enter(entry.key, entry)
         for entry, row in entries(fho, "videos") if fho else ():
             if not (isinstance(row, dict) and isinstance(row.get("video_uid"), str)):
-                raise DataError(f"'{fho}', byte {entry.offset}: a video without video_uid")
-            _enter(acted, row["video_uid"], entry)
+                acted.refused.append(of_no_video(entry))
+                continue
+            acted.enter(row["video_uid"], entry)
             for interval in _dicts(row.get("annotated_intervals")):
                 start, end = _number(interval.get("start_sec")), _number(interval.get("end_sec"))
                 if isinstance(interval.get("clip_uid"), str) and start < end:
                     pieces[interval["clip_uid"]] = Piece(row["video_uid"], start, end)
-        return cls(told, acted, pieces)
+        return cls(told.entries, acted.entries, pieces, [*told.refused, *acted.refused])
 
     def videos(self) -> set[str]:
         """Returns the videos that there are annotations of."""
         return {*self.narrations, *self.fho}
 
 
-def _enter(table: dict[str, Entry], uid: str, entry: Entry) -> None:
-    if uid in table:
-        raise DataError(f"'{entry.path}', byte {entry.offset}: video {uid} stands twice; which one is true?")
-    table[uid] = entry
+class _Table:
+    """Where a file tells of each video; whoever is told of twice is not believed at all."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.refused: list[Quarantined] = []
+        self._twice: set[str] = set()
+
+    def enter(self, uid: str, entry: Entry) -> None:
+        if uid not in self.entries and uid not in self._twice:
+            self.entries[uid] = entry
+        elif uid not in self._twice:
+            del self.entries[uid]
+            self._twice.add(uid)
+            detail = f"'{entry.path}', byte {entry.offset}: video {uid} stands twice; neither entry is used"
+            self.refused.append(Quarantined(item=f"{entry.path}, video {uid}", reason="duplicate_id", detail=detail))
+
+
+def of_no_video(entry: Entry) -> Quarantined:
+    """Returns an entry without a video's name as an item that was set aside."""
+    item = f"{entry.path}, byte {entry.offset}"
+    return Quarantined(item=item, reason="bad_row", detail=f"{item}: an entry without video_uid")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,15 +63,15 @@ def read_actions(tree: Tree) -> tuple[dict[str, list[tuple[str, dict[str, str]]]
     Returns:
         Rows with their publisher's split by video, and the rows that cannot be used.
     """
-    untimed = {
-        row["narration_id"]
-        for name in _UNTIMED
-        if (path := tree.find(name))
-        for _, row in read_rows(path, ("narration_id",))
-        if not isinstance(row, Quarantined)
-    }
+    untimed: set[str] = set()
     by_video: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
     aside: list[Quarantined] = []
+    for notes in filter(None, map(tree.find, _UNTIMED)):
+        for _, row in read_rows(notes, ("narration_id",)):
+            if isinstance(row, Quarantined):
+                aside.append(row)
+            else:
+                untimed.add(row["narration_id"])
     for split, name in TABLES.items():
         path = tree.find(name)
         for _, row in read_rows(path, _COLUMNS) if path else ():

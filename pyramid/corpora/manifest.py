@@ -9,12 +9,14 @@ import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pyramid import files, parquet
+from pyramid.corpora.columns import Row, rows_of, suspects
 from pyramid.errors import DataError
 from pyramid.types import Clip
 
@@ -25,6 +27,7 @@ SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in Clip.colum
 OPTIONAL = ("person", "verb", "noun", "extra", "first_row", "n_rows")
 """Columns that a manifest may lack."""
 _NULLABLE = ("source_hz", *_COUNTS)
+_ABSENT = {field.name: field.default for field in fields(Clip) if field.name in OPTIONAL}
 GROUP_ROWS = 16_384
 """Clips in a row group, and in memory at a time."""
 _IDS = pa.schema([("clip_id", pa.string())])
@@ -36,10 +39,11 @@ class ContentDigest:
     def __init__(self) -> None:
         self._hash, self._separator = hashlib.sha256(b"["), b""
 
-    def add(self, clip: Clip) -> None:
-        """Takes the next clip in."""
-        self._hash.update(self._separator + files.canonical_json(clip.content).encode())
-        self._separator = b","
+    def add(self, *contents: str) -> None:
+        """Takes the contents of the next clips in."""
+        if contents:
+            self._hash.update(self._separator + files.canonical_json(contents).encode()[1:-1])
+            self._separator = b","
 
     def hexdigest(self) -> str:
         """Returns the digest of the clips so far."""
@@ -64,15 +68,32 @@ def _tables(clips: Iterator[Clip]) -> Iterator[pa.Table]:
         yield pa.table({name: [getattr(clip, name) for clip in group] for name in SCHEMA.names}, schema=SCHEMA)
 
 
-def iter_manifest(path: str, batch: int = GROUP_ROWS, *, again: bool = False) -> Iterator[Clip]:
+def iter_manifest(path: str, batch: int = GROUP_ROWS) -> Iterator[Clip]:
     """Yields the clips of a manifest, whoever wrote it, with ``batch`` of them in memory at a time.
 
-    That no id stands twice is made sure first, in 8 bytes a clip; not ``again`` by who has read the file before.
+    That no id stands twice is made sure first, in 8 bytes a clip.
 
     Raises:
         DataError: a missing column, a value that is no clip, or one id twice; the row is named.
     """
-    return _iter(path, batch, None, again=again)
+    return _iter(path, batch, None)
+
+
+def iter_rows(path: str, batch: int = GROUP_ROWS, *, again: bool = False) -> Iterator[Row]:
+    """Yields what `iter_manifest` does as plain data, ``vars`` of each clip, in a third of the time.
+
+    That no id stands twice is not made sure ``again`` by who has read the file before.
+
+    Raises:
+        DataError: as `iter_manifest`.
+    """
+    number = 0
+    for piece in _pieces(path, batch, None, again=again):
+        rows = rows_of(piece, _ABSENT)
+        for place in suspects(piece, rows, _NULLABLE):
+            to_clip(rows[place], f"'{path}', row {number + place}")
+        yield from rows
+        number += len(rows)
 
 
 def read_manifest(path: str) -> list[Clip]:
@@ -84,16 +105,20 @@ def read_manifest(path: str) -> list[Clip]:
     return list(_iter(path, GROUP_ROWS, files.MAX_READ_BYTES))
 
 
-def _iter(path: str, batch: int, max_total_bytes: int | None, *, again: bool = False) -> Iterator[Clip]:
+def _iter(path: str, batch: int, max_total_bytes: int | None) -> Iterator[Clip]:
+    number = 0
+    for piece in _pieces(path, batch, max_total_bytes):
+        for row in rows_of(piece, _ABSENT):
+            yield to_clip(row, f"'{path}', row {number}")
+            number += 1
+
+
+def _pieces(path: str, batch: int, max_total_bytes: int | None, *, again: bool = False) -> Iterator[pa.RecordBatch]:
     if not files.exists(path):
         raise DataError(f"no clip manifest '{path}'; make one: pyramid scan folder VIDEOS --out {path}")
     if not again:
         refuse_repeated_ids(path)
-    number = 0
-    for piece in parquet.iter_batches(path, SCHEMA, optional=OPTIONAL, rows=batch, max_total_bytes=max_total_bytes):
-        for row in piece.to_pylist():
-            yield to_clip(row, f"'{path}', row {number}")
-            number += 1
+    yield from parquet.iter_batches(path, SCHEMA, optional=OPTIONAL, rows=batch, max_total_bytes=max_total_bytes)
 
 
 def to_clip(row: Mapping[str, Any], where: str) -> Clip:
@@ -107,9 +132,9 @@ def to_clip(row: Mapping[str, Any], where: str) -> Clip:
         raise DataError(f"{where}: {error}") from error
 
 
-def _ids(path: str) -> Iterator[str]:
+def _ids(path: str) -> Iterator[list[str]]:
     for piece in parquet.iter_batches(path, _IDS):
-        yield from piece.column(0).to_pylist()
+        yield piece.column(0).to_numpy(zero_copy_only=False).tolist()
 
 
 def refuse_repeated_ids(path: str) -> None:
@@ -118,8 +143,8 @@ def refuse_repeated_ids(path: str) -> None:
     It compares 64-bit hashes, and the ids themselves only where two hashes are equal.
     """
     hashes, next_check = array("q"), 4 * GROUP_ROWS
-    for clip_id in _ids(path):
-        hashes.append(hash(clip_id))
+    for ids in _ids(path):
+        hashes.extend(map(hash, ids))
         # A file of few bytes can repeat itself for ever; it is found out before the list is twice as long.
         if len(hashes) >= next_check:
             _compare(path, hashes)
@@ -131,10 +156,10 @@ def _compare(path: str, hashes: array[int]) -> None:
     # The same memory, sorted in place: their order means nothing.
     ordered = np.asarray(hashes)
     ordered.sort()
-    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    twins = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     seen: set[str] = set()
-    for number, clip_id in enumerate(_ids(path) if suspects else ()):
-        if hash(clip_id) in suspects:
+    for number, clip_id in enumerate(itertools.chain.from_iterable(_ids(path)) if twins else ()):
+        if hash(clip_id) in twins:
             if clip_id in seen:
                 raise DataError(f"'{path}', row {number}: the clip id '{clip_id}' stands twice")
             seen.add(clip_id)

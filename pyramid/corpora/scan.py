@@ -16,7 +16,7 @@ from pyramid.corpora.cutting import cut_into_clips
 from pyramid.corpora.manifest import ContentDigest, write_manifest
 from pyramid.corpora.source import Found, ScanConfig, readable
 from pyramid.errors import ConfigError, DataError, nearest
-from pyramid.jobs import Quarantined, count_reasons
+from pyramid.jobs import Quarantined
 from pyramid.types import Clip
 
 KINDS: dict[str, Callable[[str, ScanConfig], Found]] = {
@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[str, ScanConfig], Found]] = {
     "lerobot": lerobot.find,
 }
 MAX_LISTED = 10_000
-"""Refused items that the manifest lists one by one; their counts are always whole."""
+"""Refused items that are listed one by one; their counts are always whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class ScanResult:
     dropped: dict[str, int] = field(default_factory=dict)
     """Annotations left out on purpose, by reason: of other people, of videos that are not here."""
     items: list[Quarantined] = field(default_factory=list)
-    """What was refused, with reasons."""
+    """What was refused, with reasons; the first ten thousand."""
 
     def __repr__(self) -> str:
         aside = f", {sum(self.skipped.values())} refused" if self.skipped else ""
@@ -55,20 +55,28 @@ class ScanResult:
 
 
 class _Tally:
-    """Counts clips on their way into the manifest, so that none has to be kept."""
+    """Counts what comes on its way into the manifest, so that nothing has to be kept.
 
-    def __init__(self) -> None:
+    Args:
+        listed: how many of the items set aside to keep; None for all.
+    """
+
+    def __init__(self, listed: int | None) -> None:
         self.clips, self.seconds = 0, 0.0
+        self.reasons: Counter[str] = Counter()
         self.skipped: list[Quarantined] = []
         self.contents = ContentDigest()
+        self._listed = listed
 
     def of(self, stream: Iterable[Clip | Quarantined]) -> Iterator[Clip]:
-        """Passes clips on and keeps what is set aside."""
+        """Passes clips on and counts what is set aside."""
         for item in stream:
             if isinstance(item, Quarantined):
-                self.skipped.append(readable(item))
+                self.reasons[item.reason] += 1
+                if self._listed is None or len(self.skipped) < self._listed:
+                    self.skipped.append(readable(item))
                 continue
-            self.contents.add(item)
+            self.contents.add(item.content)
             self.clips += 1
             self.seconds += item.duration_s
             yield item
@@ -108,7 +116,7 @@ def scan(
     if not files.is_dir(root):
         raise DataError(f"'{root}' is a file; name the folder that holds the videos")
     found, stream = _look(kind, root, cfg, limit)
-    tally = _Tally()
+    tally = _Tally(MAX_LISTED)
 
     def clips() -> Iterator[Clip]:
         yield from tally.of(stream)
@@ -119,8 +127,8 @@ def scan(
             )
 
     def metadata() -> dict[str, Any]:
-        aside = {"skipped": [vars(item) for item in tally.skipped[:MAX_LISTED]]}
-        counts = {"skipped_counts": count_reasons(tally.skipped), "dropped": _counts(found.dropped)}
+        aside = {"skipped": [vars(item) for item in tally.skipped]}
+        counts = {"skipped_counts": _counts(tally.reasons), "dropped": _counts(found.dropped)}
         return {**provenance(config=cfg, inputs={"clips": tally.contents.hexdigest()}), **aside, **counts}
 
     if dry_run:
@@ -131,7 +139,7 @@ def scan(
     return ScanResult(
         clips=tally.clips,
         hours=tally.seconds / 3600,
-        skipped=count_reasons(tally.skipped),
+        skipped=_counts(tally.reasons),
         out="" if dry_run else str(out),
         dropped=_counts(found.dropped),
         items=tally.skipped,
@@ -156,6 +164,6 @@ def list_clips(
     kind: str, root: str, config: ScanConfig, limit: int | None = None
 ) -> tuple[list[Clip], list[Quarantined]]:
     """Returns a corpus's clips and what it refuses, all in memory, without writing anything."""
-    tally = _Tally()
+    tally = _Tally(None)
     clips = list(tally.of(_look(kind, root, config, limit)[1]))
     return clips, tally.skipped

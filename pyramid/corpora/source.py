@@ -84,7 +84,7 @@ class Window:
     """What else is known, plain data."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One video of a corpus, before it is cut."""
 

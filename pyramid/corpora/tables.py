@@ -24,6 +24,7 @@ from pyramid.video.probe import VIDEO_SUFFIXES
 MAX_TABLE_BYTES = 2**30
 """Largest annotation file that is read whole."""
 _MAX_LITERAL = 10_000
+_MOST_NAMED, _MOST_LETTERS = 50, 1000
 _TIME = re.compile(r"(\d{1,4}):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 
 
@@ -93,31 +94,67 @@ def _refused(path: str, reason: str, detail: str) -> Quarantined:
 
 
 def read_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | Quarantined]]:
-    """Yields the rows of a CSV file with their numbers; one that is not UTF-8 or too short is set aside by name.
+    """Yields the rows of a CSV file with the numbers of their lines; one that cannot be used is set aside by name.
 
     Raises:
-        DataError: the file lacks one of ``columns``, or is no CSV at all.
+        DataError: the file lacks one of ``columns``, or its first line is no CSV.
     """
-    data = files.read_bytes(path, max_bytes=MAX_TABLE_BYTES).decode("utf-8-sig", "surrogateescape")
-    reader = csv.reader(io.StringIO(data, newline=""))
-    try:
-        header = next(reader, [])
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise DataError(f"'{path}' has no column {', '.join(missing)}; it has {', '.join(header) or 'nothing'}")
-        for number, cells in enumerate(reader, start=2):
-            if not cells:
-                continue
-            item = f"{path}, row {number}"
-            if len(cells) != len(header):
-                detail = f"{item}: {len(cells)} cells under {len(header)} columns"
-                yield number, Quarantined(item=item, reason="bad_row", detail=detail)
-            elif not all(is_text(cell) for cell in cells):
-                yield number, Quarantined(item=item, reason="not_utf8", detail=f"{item}: the text is not UTF-8")
-            else:
-                yield number, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"'{path}' is not CSV: {error}") from error
+    rows = _csv_rows(io.StringIO(_read_text(path), newline="").readlines())
+    _, header = next(rows, (1, []))
+    if isinstance(header, csv.Error):
+        raise DataError(f"'{path}' is not CSV: {header}")
+    if missing := [name for name in columns if name not in header]:
+        raise DataError(f"'{path}' has no column {', '.join(missing)}; it has {_listed(header)}")
+    for number, cells in rows:
+        item = f"{path}, line {number}"
+        if isinstance(cells, csv.Error):
+            yield number, _refused(item, "bad_row", f"{item}: no CSV: {cells}")
+        elif len(cells) != len(header):
+            yield number, _refused(item, "bad_row", f"{item}: {len(cells)} cells under {len(header)} columns")
+        elif not all(is_text(cell) for cell in cells):
+            yield number, _refused(item, "not_utf8", f"{item}: the text is not UTF-8")
+        else:
+            yield number, dict(zip(header, cells, strict=True))
+
+
+def _csv_rows(lines: list[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yields rows, or what is wrong with them, each with the number of its first line.
+
+    After an error it goes on at the next line: a quote that is never closed costs its own row, not all behind it.
+    """
+    at = 0
+    while at < len(lines):
+        reader = csv.reader((lines[i] for i in range(at, len(lines))), strict=True)
+        start = at
+        try:
+            for cells in reader:
+                if cells:
+                    yield at + 1, cells
+                at = start + reader.line_num
+        except csv.Error as error:
+            yield at + 1, error
+            at += 1
+
+
+def _listed(header: list[str]) -> str:
+    names = ", ".join(header[:_MOST_NAMED]) or "nothing"
+    return names.encode(errors="backslashreplace").decode()[:_MOST_LETTERS]
+
+
+def read_lines_json(path: str) -> Iterator[tuple[int, Any]]:
+    """Yields the values of a file of JSON lines with their numbers; a line that is no JSON is set aside by name."""
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                item = f"{path}, line {number}"
+                yield number, _refused(item, "bad_row", f"{item}: not JSON: {error}")
+
+
+def _read_text(path: str) -> str:
+    """Reads a file whole; bytes that are no UTF-8 become text that `is_text` refuses, row by row."""
+    return files.read_bytes(path, max_bytes=MAX_TABLE_BYTES).decode("utf-8-sig", "surrogateescape")
 
 
 def read_table_json(path: str) -> Any:

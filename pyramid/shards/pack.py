@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyramid import files
 from pyramid.config import from_dict, resolve, to_dict
-from pyramid.corpora.manifest import ContentDigest, iter_manifest
+from pyramid.corpora.columns import Row
+from pyramid.corpora.manifest import ContentDigest, iter_rows
 from pyramid.errors import ConfigError, DataError, SkipItemError
-from pyramid.jobs import JobReport, Outcome, Quarantined, Unit, pending, run_job
+from pyramid.jobs import RECEIPTS, JobReport, Outcome, Quarantined, Unit, pending, run_job
 from pyramid.progress import format_bytes, format_seconds
 from pyramid.shards.apart import pack_video_apart, pack_video_there
 from pyramid.shards.indexing import PackIndex
@@ -101,7 +102,7 @@ def pack(
     survey = _survey(manifest, limit, cfg)
     if not survey.clips:
         raise DataError(f"'{manifest}' holds no clip")
-    units = plan(_clips(manifest, limit, again=True), cfg, str(out or ""))
+    units = plan(_rows(manifest, limit, again=True), cfg, str(out or ""))
     if dry_run:
         return _plan_only(survey, units, cfg, out, resume)
     with PackIndex(str(out), cfg, survey.contents) as index:
@@ -119,8 +120,8 @@ def pack(
     return _finish(report, index, str(out))
 
 
-def _clips(manifest: str, limit: int | None, *, again: bool = False) -> Iterator[Clip]:
-    return itertools.islice(iter_manifest(manifest, again=again), limit)
+def _rows(manifest: str, limit: int | None, *, again: bool = False) -> Iterator[Row]:
+    return itertools.islice(iter_rows(manifest, again=again), limit)
 
 
 @dataclass
@@ -136,56 +137,59 @@ class _Survey:
 
 def _survey(manifest: str, limit: int | None, config: PackConfig) -> _Survey:
     found, contents = _Survey(), ContentDigest()
-    for part in _dealt(_clips(manifest, limit), config):
-        found.first = found.first or part[:3]
+    for part, frames in _dealt(_rows(manifest, limit), config):
+        found.first = found.first or [Clip(**row) for row in part[:3]]
         found.clips += len(part)
-        found.frames += sum(_expected_frames(clip, config) for clip in part)
+        found.frames += frames
         found.shards += 1
-        for clip in part:
-            contents.add(clip)
+        contents.add(*(row["content"] for row in part))
     found.contents = contents.hexdigest()
     return found
 
 
-def plan(clips: Iterable[Clip], config: PackConfig, folder: str) -> Iterator[Unit]:
-    """Deals clips to shards in the manifest's order, by expected frames; a pure function of its arguments."""
-    for number, part in enumerate(_dealt(clips, config)):
-        yield _unit(number, part, config, folder)
+def plan(rows: Iterable[Row], config: PackConfig, folder: str) -> Iterator[Unit]:
+    """Deals clips to shards in the manifest's order, by expected frames; a pure function of its arguments.
+
+    Args:
+        rows: the clips as plain data.
+        config: how they are packed.
+        folder: where the shards go.
+    """
+    deciding, options = _deciding(config), to_dict(config)
+    for number, (part, frames) in enumerate(_dealt(rows, config)):
+        # Where a video lies does not change what is in it.
+        identity = [{k: v for k, v in row.items() if k not in ("video", "episode")} for row in part]
+        shard = shard_name(config.prefix, number)
+        yield Unit(
+            name=shard.removesuffix(".tar"),
+            digest=files.digest([FORMAT_VERSION, identity, deciding]),
+            task={"clips": part, "config": options, "shard": shard, "folder": folder},
+            amount=frames,
+        )
 
 
-def _dealt(clips: Iterable[Clip], config: PackConfig) -> Iterator[list[Clip]]:
-    part: list[Clip] = []
+def _dealt(rows: Iterable[Row], config: PackConfig) -> Iterator[tuple[list[Row], float]]:
+    """Yields the clips of each shard, and how many frames are expected of them."""
+    part: list[Row] = []
     filled = 0.0
-    for clip in clips:
-        expected = _expected_frames(clip, config)
+    for row in rows:
+        expected = _expected_frames(row, config)
         if part and filled + expected > config.frames_per_shard:
-            yield part
+            yield part, filled
             part, filled = [], 0.0
-        part.append(clip)
+        part.append(row)
         filled += expected
     if part:
-        yield part
+        yield part, filled
 
 
-def _expected_frames(clip: Clip, config: PackConfig) -> float:
-    if clip.n_rows is not None:
-        return clip.n_rows
-    rate = clip.source_hz or GUESS_HZ
-    if config.rate_hz is not None and not clip.episode:
+def _expected_frames(row: Row, config: PackConfig) -> float:
+    if row["n_rows"] is not None:
+        return float(row["n_rows"])
+    rate = row["source_hz"] or GUESS_HZ
+    if config.rate_hz is not None and not row["episode"]:
         rate = config.rate_hz
-    return clip.duration_s * rate
-
-
-def _unit(number: int, clips: Sequence[Clip], config: PackConfig, folder: str) -> Unit:
-    rows = [vars(clip) for clip in clips]
-    # Where a video lies does not change what is in it.
-    identity = [{k: v for k, v in row.items() if k not in ("video", "episode")} for row in rows]
-    return Unit(
-        name=shard_name(config.prefix, number).removesuffix(".tar"),
-        digest=files.digest([FORMAT_VERSION, identity, _deciding(config)]),
-        task={"clips": rows, "config": to_dict(config), "shard": shard_name(config.prefix, number), "folder": folder},
-        amount=sum(_expected_frames(clip, config) for clip in clips),
-    )
+    return float((row["end_s"] - row["start_s"]) * rate)
 
 
 def _deciding(config: PackConfig) -> dict[str, Any]:
@@ -235,8 +239,9 @@ def _finish(report: JobReport, index: PackIndex, out: str) -> PackResult:
 
 def _plan_only(survey: _Survey, units: Iterator[Unit], config: PackConfig, out: str | None, resume: bool) -> PackResult:
     shards, frames = survey.shards, survey.frames
-    if out is not None:
-        todo = [unit.amount for unit in pending(units, folder=out, resume=resume)]
+    # In a new folder all is to be done, whatever the plan.
+    if out is not None and resume and files.is_dir(files.join(out, RECEIPTS)):
+        todo = [unit.amount for unit in pending(units, folder=out)]
         shards, frames = len(todo), sum(todo)
     warm_up(pack_video_there)
     start, probed = time.monotonic(), 0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import drawing
+import numpy as np
 import pandas as pd
 import pytest
+from guarding import sent_while_decoding
 
 from neural_traj.ingest import ingest
 from neural_traj.judge import SCHEMA, judge
 from neural_traj.scores import ClipScores
 from neural_traj.verdict import JudgeConfig, objection
 from pyramid import parquet
-from pyramid.errors import ConfigError, DataError
+from pyramid.errors import ConfigError, DataError, SkipItemError
+from pyramid.video.apart import decode_apart
+from pyramid.video.decode import DecodeRequest, decode_source
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 GOOD = ClipScores(
@@ -133,3 +139,34 @@ def test_real_clips(tmp_path: Path) -> None:
     judge(str(REAL / "human"), out=str(tmp_path / "h.parquet"))
     human = pd.read_parquet(tmp_path / "h.parquet").set_index("item")
     assert human["damaged"].to_dict() == {name: "glitch" in name for name in human.index}
+
+
+def test_a_video_that_kills_its_decoder_costs_itself_only(tmp_path: Path) -> None:
+    """The manifest is made before, so that judging alone opens the video."""
+    for name, numbers in {
+        "1_pour_tea": range(20),
+        "2_stir_it": range(100, 3100),
+        "3_wash_up": range(4000, 4020),
+    }.items():
+        drawing.write_video(tmp_path / "made" / f"{name}.mp4", numbers, rate=30)
+    manifest = ingest(str(tmp_path / "made"), out=str(tmp_path / "clips.parquet"), clip_s=1000).out
+    with sent_while_decoding(signal.SIGSEGV, "2_stir_it.mp4") as hit:
+        result = judge(manifest, out=str(tmp_path / "scores.parquet"))
+    assert len(hit) == 1
+    assert (result.clips, result.quarantined) == (2, {"decode_crashed": 1})
+    assert "2_stir_it.mp4: the decoder died (SIGSEGV)" in result.items[0].detail
+
+
+def test_decoding_apart_gives_what_decoding_here_gives(tmp_path: Path) -> None:
+    path = str(drawing.write_video(tmp_path / "v.mp4", range(40), rate=10))
+    for request in (
+        DecodeRequest(),
+        DecodeRequest(start_s=1, end_s=2.5, rate_hz=4.0, size_px=(32, 48)),
+        DecodeRequest(source_hz=5.0, start_s=2.0),
+    ):
+        here, apart = decode_source(path, request), decode_apart(path, request)
+        assert np.array_equal(here.pixels, apart.pixels)
+        assert np.array_equal(here.times_s, apart.times_s)
+    with pytest.raises(SkipItemError) as caught:
+        decode_apart(path, DecodeRequest(start_s=50))
+    assert caught.value.reason == "no_frames"

@@ -160,8 +160,8 @@ def test_rows_that_cannot_be_used_are_refused_by_name(root: Path) -> None:
         "8": "too_short",
         "0": "duplicate_id",
         "P01_01_9": "bad_row",
-        "row 13": "not_utf8",
-        "row 14": "bad_row",
+        "line 13": "not_utf8",
+        "line 14": "bad_row",
     }
 
 

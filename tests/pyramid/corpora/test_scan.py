@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pyramid import files, parquet
+from pyramid.corpora.folder import read_captions
 from pyramid.corpora.manifest import read_manifest
 from pyramid.corpora.scan import list_clips, scan
 from pyramid.corpora.source import ScanConfig, fingerprint
@@ -144,11 +145,76 @@ def test_broken_captions_are_named(root: Path, line: str) -> None:
         list_clips("folder", str(root), ScanConfig())
 
 
-@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl"])
-def test_captions_that_are_no_utf8_are_named(root: Path, name: str) -> None:
-    (root / name).write_bytes("file,text\na.mkv,caf\xe9\n".encode("latin-1"))
-    with pytest.raises(DataError, match=rf"{name}' is not UTF-8 text \(byte"):
+def captions_of(root: Path, name: str, content: bytes) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    (root / name).write_bytes(content)
+    clips, skipped = list_clips("folder", str(root), ScanConfig())
+    assert len(clips) == 3  # A caption costs no video.
+    places = [(q.item.removeprefix(f"{root / name}, "), q.reason) for q in skipped]
+    assert all(q.item in q.detail for q in skipped)
+    return {Path(c.video).name: c.text for c in clips if c.text}, places
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"b/two.mp4,caf\xe9", "not_utf8"),
+        (b"b/two.mp4", "bad_row"),
+        (b"b/two.mp4,pour,tea", "bad_row"),
+        (b'b/two.mp4,"pour', "bad_row"),
+        (b'b/two.mp4,"pour"tea', "bad_row"),
+        (b"b/two.mp4," + b"x" * 200_000, "bad_row"),
+    ],
+)
+def test_a_bad_row_of_captions_costs_itself_only(root: Path, bad: bytes, reason: str) -> None:
+    content = b'file,text\n\na.mkv,"cut,\nthen stir"\n' + bad + b"\nb/three.mp4,wash\n"
+    texts, skipped = captions_of(root, "captions.csv", content)
+    assert texts == {"a.mkv": "cut,\nthen stir", "three.mp4": "wash"}
+    assert skipped == [("line 5", reason)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b'{"file": "b/two.mp4", "text": "caf\xe9"}', "not_utf8"),
+        (b'{"file": "b/two.mp4", "text": "caf\\ud8e9"}', "not_utf8"),
+        (b'{"file": "b/two.mp4", "text": null}', "bad_row"),
+        (b'{"file": "b/two.mp4"', "bad_row"),
+        (b"[" * 100_000, "bad_row"),
+        (b"7", "bad_row"),
+    ],
+)
+def test_a_bad_line_of_captions_costs_itself_only(root: Path, bad: bytes, reason: str) -> None:
+    rows = [json.dumps({"file": n, "text": t}, ensure_ascii=False) for n, t in (("a.mkv", "é\u2028"), ("x", "y"))]
+    texts, skipped = captions_of(root, "captions.jsonl", "\n".join(rows).encode() + b"\n\n" + bad + b"\n")
+    assert texts == {"a.mkv": "é\u2028"}
+    assert skipped == [("line 4", reason)]
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_what_follows(root: Path) -> None:
+    rows = [f"{i}.mp4,word" for i in range(5000)]
+    rows[10] = '10.mp4,"word'
+    rows[20] = '20.mp4,"a ""word"""'
+    (root / "captions.csv").write_text("\n".join(["file,text", *rows]))
+    captions, aside = read_captions(str(root))
+    assert (len(captions), captions["20.mp4"]) == (4999, 'a "word"')
+    assert [q.item for q in aside] == [f"{root / 'captions.csv'}, line 12"]
+
+
+def test_captions_of_which_none_can_be_read_are_refused_whole(root: Path) -> None:
+    (root / "captions.csv").write_bytes("file,text\na.mkv,café\nb/two.mp4,café\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not one row can be used.*line 2: the text is not UTF-8"):
         list_clips("folder", str(root), ScanConfig())
+
+
+def test_what_is_refused_is_counted_whole_and_listed_in_part(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyramid.corpora.scan.MAX_LISTED", 3)
+    (root / "captions.jsonl").write_text('{"file": "a.mkv", "text": "cut"}\n' + "5\n" * 20)
+    result = scan("folder", str(root), out=str(root.parent / "c"))
+    assert (result.clips, result.skipped, len(result.items)) == (3, {"bad_row": 20}, 3)
+    told = parquet.metadata(result.out)
+    assert (told["skipped_counts"], len(told["skipped"])) == ({"bad_row": 20}, 3)
+    assert "20 refused" in repr(result)
+    assert len(list_clips("folder", str(root), ScanConfig())[1]) == 20
 
 
 def test_generated_clips_carry_their_instruction(tmp_path: Path) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import drawing
 import psutil
 import pytest
+from guarding import decoders, sent_while_decoding
 
 from pyramid.corpora.scan import scan
 from pyramid.errors import DataError
@@ -33,35 +31,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, numbers in {"a": range(12), "b": range(LONG), "c": range(100, 112)}.items():
         drawing.write_video(root / f"{name}.mp4", numbers, rate=30)
     return scan("folder", str(root), out=str(root / "clips.parquet")).out
-
-
-def decoders(of: psutil.Process) -> list[psutil.Process]:
-    found = []
-    for process in of.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "pyramid.video.guarded" in process.cmdline():
-                found.append(process)
-    return found
-
-
-@contextlib.contextmanager
-def sent_while_decoding(sign: signal.Signals, name: str) -> Iterator[list[int]]:
-    """Sends one signal to the process that has the video open."""
-    hit, over = list[int](), threading.Event()
-
-    def wait() -> None:
-        while not (hit or over.wait(0.002)):
-            for process in decoders(psutil.Process()):
-                with contextlib.suppress(psutil.Error):
-                    if not hit and any(name in file.path for file in process.open_files()):
-                        process.send_signal(sign)
-                        hit.append(process.pid)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    yield hit
-    over.set()
-    thread.join()
 
 
 @pytest.mark.parametrize(
