@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.augment import augment
+from pyramid.mixture.clips import ring_frames
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.source import Chunk, Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
@@ -110,12 +110,11 @@ class MixtureStream:
     def __init__(self, spec: MixtureSpec, *, batch_size: int, image_size: int, split: Split = "train") -> None:
         self.spec, self.batch_size, self.image_size, self.split = spec, batch_size, image_size, split
         opened = list(spec.sources())
-        room = spec.cache_mb / len(opened)
         shards: dict[str, ShardSet] = {}
         self.sources = [
-            Source(name, tier, spec, split=split, cache_mb=room, size_px=image_size, opened=shards)
-            for tier, name, _ in opened
+            Source(name, tier, spec, split=split, size_px=image_size, opened=shards) for tier, name, _ in opened
         ]
+        self._hold_frames()
         self.plan = Schedule(ledger(spec, {source.name: source.size for source in self.sources}))
         """Which source each position draws from."""
         self._check_bodies()
@@ -123,6 +122,19 @@ class MixtureStream:
         """Samples read by this process."""
         self.bad: Counter[str] = Counter()
         """Samples that could not be read and were replaced, by source."""
+
+    def _hold_frames(self) -> None:
+        needed = {source.name: source.held_frames for source in self.sources}
+        size = 3 * self.image_size**2
+        rings = ring_frames(needed, spread=self.spec.shuffle_frames, frame_bytes=size, cache_mb=self.spec.cache_mb)
+        for source in self.sources:
+            source.hold(rings[source.name])
+            if not rings[source.name]:
+                _LOG.warning(
+                    "cache_mb: %d has no room for the %d frames that source '%s' mixes at a time: frames are decoded "
+                    "one by one, several times as often as they are used",
+                    *(self.spec.cache_mb, needed[source.name], source.name),
+                )
 
     def _check_bodies(self) -> None:
         first: dict[str, Source] = {}
@@ -183,9 +195,8 @@ class MixtureStream:
 
     @property
     def decoded_per_used(self) -> float:
-        """Decoded frames per used frame, in this process."""
-        used = sum(source.cache.decoding.used for source in self.sources)
-        return sum(source.cache.decoding.decoded for source in self.sources) / max(used, 1)
+        """Decoded frames per used frame, in this process and the workers that it forked."""
+        return sum(s.cache.decoded for s in self.sources) / max(sum(s.cache.used for s in self.sources), 1)
 
     def draw(self, first: int, n: int, stride: int = 1) -> list[Drawn]:
         """Returns what stands at the positions ``first``, ``first + stride``, ... (``n`` of them), reading no data."""
@@ -218,7 +229,7 @@ class MixtureStream:
         for attempt in range(_TRIES):
             clip, step = source.locate(item)
             try:
-                return Loaded(drawn, clip, source.chunk(clip, step), source.image(clip, step), attempt > 0)
+                return Loaded(drawn, clip, *source.read(clip, step), attempt > 0)
             except DataError as error:
                 source.check_shard(clip)
                 self._count_bad(source, error)
@@ -241,11 +252,10 @@ class MixtureStream:
         action = np.stack([one.chunk.action for one in loaded])
         mask = np.stack([one.chunk.mask for one in loaded])
         state = np.stack([one.chunk.state for one in loaded])
-        rows: list[dict[str, Any]] = [one.drawn.source.clips.row(one.clip) for one in loaded]
         return Group(
             embodiment=loaded[0].drawn.source.embodiment.name,
             images=torch.stack([self._views(one) for one in loaded]),
-            text=tuple(str(row["text"]) for row in rows),
+            text=tuple(one.drawn.source.clips.text(one.clip) for one in loaded),
             state=torch.from_numpy(state),
             state_known=torch.full((len(loaded),), state.shape[1] > 0),
             action=torch.from_numpy(action),
@@ -253,7 +263,7 @@ class MixtureStream:
             weight=torch.ones(len(loaded)),
             source=tuple(one.drawn.source.name for one in loaded),
             tier=tuple(one.drawn.source.tier for one in loaded),
-            key=tuple(str(row["key"]) for row in rows),
+            key=tuple(one.drawn.source.clips.key(one.clip) for one in loaded),
             position=torch.tensor([one.drawn.position for one in loaded]),
             label=tuple(one.drawn.source.label_of(one.clip) for one in loaded),
             replaced=tuple(one.replaced for one in loaded),

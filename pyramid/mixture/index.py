@@ -56,6 +56,8 @@ class ClipIndex:
             self.number = np.concatenate([self.number, kept])
         self.table: pa.Table = pa.concat_tables(tables).combine_chunks()
         """One row per clip; columns as in the index."""
+        # One column is looked up in about a hundredth of the time of a row.
+        self._keys, self._texts = (_whole(self.table[name]) for name in ("key", "text"))
 
     def __len__(self) -> int:
         return len(self.part)
@@ -63,6 +65,14 @@ class ClipIndex:
     def row(self, clip: int) -> dict[str, Any]:
         """Returns the index row of a clip."""
         return dict(self.table.slice(clip, 1).to_pylist()[0])
+
+    def key(self, clip: int) -> str:
+        """Returns the key of a clip."""
+        return str(self._keys[clip].as_py())
+
+    def text(self, clip: int) -> str:
+        """Returns the instruction of a clip; empty without one."""
+        return str(self._texts[clip].as_py() or "")
 
     def column(self, name: str) -> NDArray[Any]:
         """Returns a column of numbers, one per clip."""
@@ -77,6 +87,11 @@ class ClipIndex:
         names = pc.dictionary_encode(self.table["shard"]).combine_chunks().indices.to_numpy()
         new = (np.diff(names) != 0) | (np.diff(self.part) != 0)
         return np.concatenate([[0], np.cumsum(new)]).astype(np.int64)
+
+
+def _whole(column: pa.ChunkedArray) -> Any:
+    whole = column.combine_chunks()
+    return whole if isinstance(whole, pa.Array) else whole.chunk(0)
 
 
 def check_shards(shards: ShardSet, who: str) -> None:

@@ -149,16 +149,15 @@ class Labels:
 
     def values(self, clip: int, item: int, n: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Returns the values of up to ``n`` labels from a clip's ``item``-th on [m, D], and which of them pass [m]."""
-        table, key = self._table(int(self.clips.part[clip]), self.clips.table["shard"][clip].as_py()), self.key(clip)
+        table, key = (
+            self._table(int(self.clips.part[clip]), self.clips.table["shard"][clip].as_py()),
+            self.clips.key(clip),
+        )
         start = int(self._rows[self._first_row[clip] + self._steps[self._first_step[clip] + item]])
         same = [i for i in range(start, min(start + n, len(table[0]))) if table[2][i] == key]
         if not same or same[0] != start:
             raise DataError(f"source '{self.name}': labels of clip {key} changed during the run in '{self.runs[0]}'")
         return table[0][same], table[1][same]
-
-    def key(self, clip: int) -> str:
-        """Returns the key of a clip."""
-        return str(self.clips.table["key"][clip].as_py())
 
     def _read_table(self, part: int, shard: str) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[str]]:
         path = files.join(self.runs[part], table_name(shard))

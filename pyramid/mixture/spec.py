@@ -174,12 +174,14 @@ class MixtureSpec:
     """Steps of an action chunk."""
     seed: int = 0
     """Decides the order within each source."""
-    cache_mb: int = 512
-    """Bound of the decoded frames kept in memory, MiB, over all sources and for each worker."""
+    cache_mb: int = 4096
+    """Bound of the decoded frames kept in memory, MiB, over all sources and workers of a process; taken as needed."""
     shard_cache_mb: int = 0
     """Bound of remote shards kept on the local disk, MiB; 0 reads from the store sample by sample."""
     window_shards: int = 64
-    """Shards whose samples are shuffled among each other; the shards themselves are shuffled first."""
+    """Shards whose clips are shuffled among each other; the shards themselves are shuffled first."""
+    shuffle_frames: int = 4096
+    """Frames over which the samples of a clip are spread: so many frames of a source are mixed, and held, at a time."""
     max_bad_share: float = 0.01
     """Share of samples that may turn out unreadable during a run; they are replaced and counted, more stop it."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
@@ -198,7 +200,14 @@ class MixtureSpec:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the source '{twice[0]}' stands in two tiers; names are unique in a mixture")
-        least = {"horizon": 1, "window_shards": 1, "cache_mb": 0, "shard_cache_mb": 0, "budget_samples": 0}
+        least = {
+            "horizon": 1,
+            "window_shards": 1,
+            "shuffle_frames": 1,
+            "cache_mb": 0,
+            "shard_cache_mb": 0,
+            "budget_samples": 0,
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
