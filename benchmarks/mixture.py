@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", choices=["local", "s3"], default=["local", "s3"], help="peers")
     parser.add_argument("--loaders", nargs="+", help="peers: ours, webdataset, streaming, litdata, energon")
     parser.add_argument("--batches", type=int, default=128, help="peers: batches of 64 that are timed")
+    parser.add_argument("--data", help="peers: where the shards lie or, if they do not, are made and left")
     parser.add_argument("--size-px", type=int, default=128, help="peers: side of the frames")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +59,12 @@ def against_peers(folder: str, arguments: argparse.Namespace) -> None:
     """Compares loaders on two sources of real shards."""
     from peers.compare import NAMES, compare
 
-    shards = [small_shards(Path(folder, name), 32, clips=8, side=arguments.size_px, frames=64) for name in ("a", "b")]
+    shards = []
+    for name in ("a", "b"):
+        place = Path(arguments.data or folder, f"{name}-{arguments.size_px}")
+        if not (place / INDEX_FILE).exists():
+            small_shards(place, 32, clips=8, side=arguments.size_px, frames=64)
+        shards.append(str(place))
     compare(
         shards,
         workers=arguments.workers,
@@ -163,7 +169,7 @@ def large_index(folder: Path, n_shards: int) -> str:
 
 def small_shards(folder: Path, n_shards: int, clips: int = 4, side: int = SIDE, frames: int = FRAMES) -> str:
     """Real shards of moving noise."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     random, rows = np.random.default_rng(0), []
     for number in range(n_shards):
         samples = []

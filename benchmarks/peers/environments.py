@@ -24,7 +24,8 @@ def python_of(name: str) -> tuple[str, str]:
     folder = CACHE / PACKAGES[name]
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists():
-        done = subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], capture_output=True)
+        make = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+        done = subprocess.run(make, capture_output=True, check=False)
         if done.returncode:
             return "", f"no environment: {done.stderr.decode().strip()[-200:]}"
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -123,9 +123,8 @@ def convert(name: str, shards: str, out: str) -> None:
     from pyramid.shards.reader import ShardSet
 
     opened = ShardSet.open(shards)
-    clips = (
-        {"mp4": sample.video, "action": dump_array(sample.action)} for shard in opened.shards for sample in opened.iter_shard(shard)
-    )  # fmt: skip
+    samples = (sample for shard in opened.shards for sample in opened.iter_shard(shard))
+    clips = ({"mp4": sample.video, "action": dump_array(sample.action)} for sample in samples)
     if name == "streaming":
         from streaming import MDSWriter
 

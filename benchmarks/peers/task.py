@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,6 @@ class Task:
     size_px: int
     scratch: str
     """A folder for copies."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 def expand(video: bytes, action: bytes, horizon: int) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.augment import augment
-from pyramid.mixture.clips import ring_frames
+from pyramid.mixture.clips import SharedCounts, ring_frames
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.source import Chunk, Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
@@ -30,6 +30,7 @@ from pyramid.types import Embodiment, Split
 
 _LOG = logging.getLogger("pyramid.mixture")
 _TRIES = 16
+_READ, _BAD = 0, 1
 _LEAST_READ = 100
 """Samples below which a share of bad ones is not yet judged by."""
 
@@ -118,10 +119,10 @@ class MixtureStream:
         self.plan = Schedule(ledger(spec, {source.name: source.size for source in self.sources}))
         """Which source each position draws from."""
         self._check_bodies()
-        self.read = 0
-        """Samples read by this process."""
+        self.judged = SharedCounts(2)
+        """Samples read, and how many of them could not be, by this process and the workers that it forked."""
         self.bad: Counter[str] = Counter()
-        """Samples that could not be read and were replaced, by source."""
+        """Samples that could not be read and were replaced, by source, in this process."""
 
     def _hold_frames(self) -> None:
         needed = {source.name: source.held_frames for source in self.sources}
@@ -222,7 +223,7 @@ class MixtureStream:
         Raises:
             DataError: a shard vanished or changed, or more than the set share of samples is bad.
         """
-        self.read += 1
+        self.judged.add(_READ)
         source = drawn.source
         source.enter(drawn.rank)
         item = drawn.item
@@ -241,9 +242,11 @@ class MixtureStream:
     def _count_bad(self, source: Source, error: DataError) -> None:
         self.bad[source.name] += 1
         _LOG.warning("a sample of source '%s' is replaced by another: %s", source.name, error)
-        if self.bad.total() > self.spec.max_bad_share * max(self.read, _LEAST_READ):
+        self.judged.add(_BAD)
+        read, bad = self.judged.values()
+        if bad > self.spec.max_bad_share * max(read, _LEAST_READ):
             raise DataError(
-                f"{self.bad.total()} of {self.read} samples cannot be read, more than max_bad_share: "
+                f"{bad} of {read} samples cannot be read, more than max_bad_share: "
                 f"{self.spec.max_bad_share:g} allows; the last one: {error}"
             ) from error
 

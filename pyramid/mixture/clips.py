@@ -25,6 +25,28 @@ Item = tuple[NDArray[np.uint8], NDArray[np.float32]]
 """A frame uint8 [S, S, 3], RGB, and rows of numbers float32 [n, W] from a step of its clip on."""
 
 
+class SharedCounts:
+    """Numbers that processes which are forked later add to together; another process begins with its own at 0."""
+
+    def __init__(self, n: int) -> None:
+        self._counts: NDArray[np.int64] = _shared((n,), np.int64)
+        self._lock = multiprocessing.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes to another process as zeros."""
+        return SharedCounts, (len(self._counts),)
+
+    def add(self, place: int) -> None:
+        """Adds one."""
+        with self._lock:
+            self._counts[place] += 1
+
+    def values(self) -> list[int]:
+        """Returns the numbers."""
+        with self._lock:
+            return [int(n) for n in self._counts]
+
+
 class ClipCache:
     """Decoded clips of one source: their frames, and rows of numbers that go with them.
 

@@ -61,8 +61,10 @@ class Source:
         spec = mixture.tiers[tier].sources[name]
         self.name, self.tier, self.spec = name, tier, spec
         folders = [mixture.path(folder) for folder in spec.folders()]
+        scores, measured = spec.filter.scores.path, spec.use == "action"
+        table = mixture.path(scores) if scores else ""
         self.clips = ClipIndex(
-            name, folders, spec.filter, split=split, with_actions=spec.use == "action", opened=opened
+            name, folders, spec.filter, split=split, with_actions=measured, opened=opened, scores=table
         )
         self.labels: Labels | None = None
         if spec.use == "action":

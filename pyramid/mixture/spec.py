@@ -25,6 +25,28 @@ Unit = Literal["samples", "frames", "hours"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoresSpec:
+    """A table of scores, such as ``dream judge`` writes, and what clips must reach; one without a score does not."""
+
+    path: str = ""
+    """Parquet file with a row per clip, told by ``item``, ``key`` or ``clip_id``; relative to the mixture file."""
+    min: dict[str, float] = field(default_factory=dict)
+    """Smallest value by column."""
+    max: dict[str, float] = field(default_factory=dict)
+    """Largest value by column."""
+    verdict: str = ""
+    """Only clips with this verdict, such as ``keep``."""
+
+    def __post_init__(self) -> None:
+        """Refuses bounds that are no numbers, and bounds without a table or a table without bounds."""
+        for name, bound in (*self.min.items(), *self.max.items()):
+            if math.isnan(bound):
+                raise ValueError(f"scores: the bound of '{name}' must be a number, got nan")
+        if bool(self.path) != bool(self.min or self.max or self.verdict):
+            raise ValueError("scores: a path goes with min, max or verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterSpec:
     """Which clips and which labelled steps of a source are drawn; what a default leaves alone is not looked at."""
 
@@ -42,6 +64,8 @@ class FilterSpec:
     """Largest camera motion of a clip, pixels per frame, from the index."""
     without_notes: list[str] = field(default_factory=list)
     """Only clips that bear none of these notes in the index."""
+    scores: ScoresSpec = field(default_factory=ScoresSpec)
+    """Only clips that a table of scores speaks for."""
     max_action_std: float = math.inf
     """Only pseudo-actions whose votes agree: largest standard deviation of any dimension, physical units."""
     min_votes: int = 0
@@ -183,7 +207,8 @@ class MixtureSpec:
     shuffle_frames: int = 4096
     """Frames over which the samples of a clip are spread: so many frames of a source are mixed, and held, at a time."""
     max_bad_share: float = 0.01
-    """Share of samples that may turn out unreadable during a run; they are replaced and counted, more stop it."""
+    """Share of samples that may turn out unreadable; they are replaced and counted, more stop the run. Judged over all
+    samples that a rank's workers read since the process began, counted as at least 100."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     """How training pictures are varied."""
     folder: str = field(default="", metadata={"internal": True})
