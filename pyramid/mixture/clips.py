@@ -19,6 +19,7 @@ from pyramid.shards.frames import resized_frames
 from pyramid.shards.reader import Sample
 
 _LAST_SAMPLES = 8
+_AT_ONCE = 256
 _HEAD, _DECODED, _USED = range(3)
 
 Item = tuple[NDArray[np.uint8], NDArray[np.float32]]
@@ -153,7 +154,7 @@ def ring_frames(needed: dict[str, int], *, spread: int, frame_bytes: int, cache_
     """
     part = min(1.0, cache_mb * 2**20 / max(sum(needed.values()) * frame_bytes, 1))
     room = {name: int(frames * part) for name, frames in needed.items()}
-    return {name: n if n >= min(spread / 2, needed[name]) else 0 for name, n in room.items()}
+    return {name: n if n >= min(spread, needed[name]) else 0 for name, n in room.items()}
 
 
 def _shared(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
@@ -163,5 +164,9 @@ def _shared(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
 
 
 def _channels_last(sample: Sample, indices: list[int] | range, size_px: int) -> NDArray[np.uint8]:
-    frames: NDArray[np.uint8] = resized_frames(sample, indices, size_px).permute(0, 2, 3, 1).contiguous().numpy()
-    return frames
+    if len(indices) <= _AT_ONCE:
+        frames = sample.frames(list(indices))
+        if frames.shape[1:3] == (size_px, size_px):
+            return frames
+    small: NDArray[np.uint8] = resized_frames(sample, indices, size_px).permute(0, 2, 3, 1).contiguous().numpy()
+    return small

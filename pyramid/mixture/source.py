@@ -95,8 +95,12 @@ class Source:
 
     @property
     def held_frames(self) -> int:
-        """Frames that it is at most worth to hold in memory: those whose items are mixed, and some on either side."""
-        return min(self._spread + self._spread // 4 + 2 * int(self._frames.max()), int(self._frames.sum()))
+        """Frames that it is at most worth to hold in memory.
+
+        Twice those whose items are mixed: a ring of hardly more than these would, once a clip had to be decoded again,
+        lose another for it, and so on.
+        """
+        return min(2 * (self._spread + int(self._frames.max())), int(self._frames.sum()))
 
     def hold(self, frames: int) -> None:
         """Makes room for decoded frames, in place of what there was."""

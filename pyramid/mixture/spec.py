@@ -204,8 +204,8 @@ class MixtureSpec:
     """Bound of remote shards kept on the local disk, MiB; 0 reads from the store sample by sample."""
     window_shards: int = 64
     """Shards whose clips are shuffled among each other; the shards themselves are shuffled first."""
-    shuffle_frames: int = 4096
-    """Frames over which the samples of a clip are spread: so many frames of a source are mixed, and held, at a time."""
+    shuffle_frames: int = 2048
+    """Frames over which the samples of a clip are spread: so many frames of a source are mixed at a time."""
     max_bad_share: float = 0.01
     """Share of samples that may turn out unreadable; they are replaced and counted, more stop the run. Judged over all
     samples that a rank's workers read since the process began, counted as at least 100."""
