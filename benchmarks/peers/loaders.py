@@ -90,8 +90,9 @@ def energon(task: Task) -> Any:
 
     class Encoder(en.DefaultTaskEncoder):  # type: ignore[misc]
         decoder = None
-        cookers = [en.Cooker(lambda sample: sample)]  # noqa: RUF012
+        cookers = [en.Cooker(en.stateless(lambda sample: sample))]  # noqa: RUF012
 
+        @en.stateless  # type: ignore[untyped-decorator]
         def encode_sample(self, sample: Any) -> Iterator[Any]:
             yield from expand(sample["mp4"], sample["action.npy"], task.horizon)
 

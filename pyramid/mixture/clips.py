@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid.shards.frames import resized_frames
+from pyramid.shards.frames import square_frames
 from pyramid.shards.reader import Sample
 
 _LAST_SAMPLES = 8
-_AT_ONCE = 256
 _HEAD, _DECODED, _USED = range(3)
 
 Item = tuple[NDArray[np.uint8], NDArray[np.float32]]
@@ -120,7 +119,7 @@ class ClipCache:
             uint8 [S, S, 3], RGB.
         """
         whole = len(sample) <= self.frames
-        found = _channels_last(sample, range(len(sample)) if whole else [frame], self.size_px)
+        found = square_frames(sample, range(len(sample)) if whole else [frame], self.size_px)
         with self._lock:
             self._counts[_USED] += 1
             self._counts[_DECODED] += len(found) if whole else frame % self.gop + 1
@@ -161,12 +160,3 @@ def _shared(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
     """Returns zeros in anonymous memory that forked processes share."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(mmap(-1, max(size, 1)), dtype, count=int(np.prod(shape))).reshape(shape)
-
-
-def _channels_last(sample: Sample, indices: list[int] | range, size_px: int) -> NDArray[np.uint8]:
-    if len(indices) <= _AT_ONCE:
-        frames = sample.frames(list(indices))
-        if frames.shape[1:3] == (size_px, size_px):
-            return frames
-    small: NDArray[np.uint8] = resized_frames(sample, indices, size_px).permute(0, 2, 3, 1).contiguous().numpy()
-    return small
