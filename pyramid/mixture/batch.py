@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,8 +73,7 @@ class Group:
 Batch = list[Group]
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Which item stands at a position of the global order."""
 
     position: int
@@ -82,11 +82,8 @@ class Drawn:
     """Where it comes from."""
     rank: int
     """How many samples the source gave before."""
-
-    @cached_property
-    def item(self) -> int:
-        """Number of the item in its source."""
-        return self.source.order.at(self.rank)
+    item: int
+    """Number of the item in its source."""
 
 
 @dataclass(frozen=True)
@@ -203,9 +200,12 @@ class MixtureStream:
         """Returns what stands at the positions ``first``, ``first + stride``, ... (``n`` of them), reading no data."""
         positions = first + stride * np.arange(n, dtype=np.int64)
         numbers, ranks = self.plan.at(positions)
-        return [
-            Drawn(int(g), self.sources[int(k)], int(rank)) for g, k, rank in zip(positions, numbers, ranks, strict=True)
-        ]
+        items = np.empty(n, np.int64)
+        for number in set(numbers.tolist()):
+            mine = numbers == number
+            items[mine] = self.sources[number].order.at_many(ranks[mine])
+        rows = zip(positions.tolist(), numbers.tolist(), ranks.tolist(), items.tolist(), strict=True)
+        return [Drawn(position, self.sources[number], rank, item) for position, number, rank, item in rows]
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of a step: one group per embodiment, by name; within a group in the global order."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyramid.mixture.order import ItemOrder
 from pyramid.mixture.schedule import MAX_PERIOD, Piece, Schedule, chairman_sequence, rounded
+from pyramid.rng import rng
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=2, max_size=7)
 
@@ -47,7 +48,7 @@ def test_looking_up_equals_counting(weights: list[int], n: int) -> None:
         assert plan.counts(far + 1)[f"s{source}"] == rank + 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(WEIGHTS, st.integers(1, 900))
 def test_the_deviation_that_is_reported_is_the_true_one(weights: list[int], draws: int) -> None:
     plan = Schedule(shares_of(weights))
@@ -157,6 +158,7 @@ def order_of(shards: list[list[int]], *, seed: int = 1, name: str = "arm", windo
     return ItemOrder(seed, name, items, items + 1, numbers, window=window, spread=spread)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), SHARDS, st.integers(1, 5), st.integers(1, 40), st.integers(0, 3))
 def test_each_item_once_an_epoch(seed: int, shards: list[list[int]], window: int, spread: int, epoch: int) -> None:
     n = sum(map(sum, shards))
@@ -165,8 +167,12 @@ def test_each_item_once_an_epoch(seed: int, shards: list[list[int]], window: int
     assert sorted(found) == list(range(n))
     for place in reversed(range(n)):
         assert again.at(epoch * n + place) == found[place]
+    # Many at once, over the end of the epoch, in any order.
+    ranks = rng(seed, "ranks").permutation(np.arange(epoch * n, epoch * n + 2 * n))
+    assert again.at_many(ranks).tolist() == [order.at(rank) for rank in ranks.tolist()]
 
 
+@settings(deadline=None)
 @given(SHARDS, st.integers(1, 5))
 def test_a_window_holds_whole_shards_and_no_more_than_it_may(shards: list[list[int]], window: int) -> None:
     order, sizes = order_of(shards, window=window), [sum(shard) for shard in shards]
