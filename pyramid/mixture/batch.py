@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.augment import augment
+from pyramid.mixture.clips import SharedCounts, ring_frames
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.source import Chunk, Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
@@ -30,6 +31,7 @@ from pyramid.types import Embodiment, Split
 
 _LOG = logging.getLogger("pyramid.mixture")
 _TRIES = 16
+_READ, _BAD = 0, 1
 _LEAST_READ = 100
 """Samples below which a share of bad ones is not yet judged by."""
 
@@ -71,8 +73,7 @@ class Group:
 Batch = list[Group]
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Which item stands at a position of the global order."""
 
     position: int
@@ -81,11 +82,8 @@ class Drawn:
     """Where it comes from."""
     rank: int
     """How many samples the source gave before."""
-
-    @cached_property
-    def item(self) -> int:
-        """Number of the item in its source."""
-        return self.source.order.at(self.rank)
+    item: int
+    """Number of the item in its source."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +108,31 @@ class MixtureStream:
     def __init__(self, spec: MixtureSpec, *, batch_size: int, image_size: int, split: Split = "train") -> None:
         self.spec, self.batch_size, self.image_size, self.split = spec, batch_size, image_size, split
         opened = list(spec.sources())
-        room = spec.cache_mb / len(opened)
         shards: dict[str, ShardSet] = {}
         self.sources = [
-            Source(name, tier, spec, split=split, cache_mb=room, size_px=image_size, opened=shards)
-            for tier, name, _ in opened
+            Source(name, tier, spec, split=split, size_px=image_size, opened=shards) for tier, name, _ in opened
         ]
+        self._hold_frames()
         self.plan = Schedule(ledger(spec, {source.name: source.size for source in self.sources}))
         """Which source each position draws from."""
         self._check_bodies()
-        self.read = 0
-        """Samples read by this process."""
+        self.judged = SharedCounts(2)
+        """Samples read, and how many of them could not be, by this process and the workers that it forked."""
         self.bad: Counter[str] = Counter()
-        """Samples that could not be read and were replaced, by source."""
+        """Samples that could not be read and were replaced, by source, in this process."""
+
+    def _hold_frames(self) -> None:
+        needed = {source.name: source.held_frames for source in self.sources}
+        size = 3 * self.image_size**2
+        rings = ring_frames(needed, spread=self.spec.shuffle_frames, frame_bytes=size, cache_mb=self.spec.cache_mb)
+        for source in self.sources:
+            source.hold(rings[source.name])
+            if not rings[source.name]:
+                _LOG.warning(
+                    "cache_mb: %d has no room for the %d frames that source '%s' mixes at a time: frames are decoded "
+                    "one by one, several times as often as they are used",
+                    *(self.spec.cache_mb, needed[source.name], source.name),
+                )
 
     def _check_bodies(self) -> None:
         first: dict[str, Source] = {}
@@ -183,17 +193,19 @@ class MixtureStream:
 
     @property
     def decoded_per_used(self) -> float:
-        """Decoded frames per used frame, in this process."""
-        used = sum(source.cache.decoding.used for source in self.sources)
-        return sum(source.cache.decoding.decoded for source in self.sources) / max(used, 1)
+        """Decoded frames per used frame, in this process and the workers that it forked."""
+        return sum(s.cache.decoded for s in self.sources) / max(sum(s.cache.used for s in self.sources), 1)
 
     def draw(self, first: int, n: int, stride: int = 1) -> list[Drawn]:
         """Returns what stands at the positions ``first``, ``first + stride``, ... (``n`` of them), reading no data."""
         positions = first + stride * np.arange(n, dtype=np.int64)
         numbers, ranks = self.plan.at(positions)
-        return [
-            Drawn(int(g), self.sources[int(k)], int(rank)) for g, k, rank in zip(positions, numbers, ranks, strict=True)
-        ]
+        items = np.empty(n, np.int64)
+        for number in set(numbers.tolist()):
+            mine = numbers == number
+            items[mine] = self.sources[number].order.at_many(ranks[mine])
+        rows = zip(positions.tolist(), numbers.tolist(), ranks.tolist(), items.tolist(), strict=True)
+        return [Drawn(position, self.sources[number], rank, item) for position, number, rank, item in rows]
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of a step: one group per embodiment, by name; within a group in the global order."""
@@ -211,14 +223,14 @@ class MixtureStream:
         Raises:
             DataError: a shard vanished or changed, or more than the set share of samples is bad.
         """
-        self.read += 1
+        self.judged.add(_READ)
         source = drawn.source
         source.enter(drawn.rank)
         item = drawn.item
         for attempt in range(_TRIES):
             clip, step = source.locate(item)
             try:
-                return Loaded(drawn, clip, source.chunk(clip, step), source.image(clip, step), attempt > 0)
+                return Loaded(drawn, clip, *source.read(clip, step), attempt > 0)
             except DataError as error:
                 source.check_shard(clip)
                 self._count_bad(source, error)
@@ -230,9 +242,11 @@ class MixtureStream:
     def _count_bad(self, source: Source, error: DataError) -> None:
         self.bad[source.name] += 1
         _LOG.warning("a sample of source '%s' is replaced by another: %s", source.name, error)
-        if self.bad.total() > self.spec.max_bad_share * max(self.read, _LEAST_READ):
+        self.judged.add(_BAD)
+        read, bad = self.judged.values()
+        if bad > self.spec.max_bad_share * max(read, _LEAST_READ):
             raise DataError(
-                f"{self.bad.total()} of {self.read} samples cannot be read, more than max_bad_share: "
+                f"{bad} of {read} samples cannot be read, more than max_bad_share: "
                 f"{self.spec.max_bad_share:g} allows; the last one: {error}"
             ) from error
 
@@ -241,11 +255,10 @@ class MixtureStream:
         action = np.stack([one.chunk.action for one in loaded])
         mask = np.stack([one.chunk.mask for one in loaded])
         state = np.stack([one.chunk.state for one in loaded])
-        rows: list[dict[str, Any]] = [one.drawn.source.clips.row(one.clip) for one in loaded]
         return Group(
             embodiment=loaded[0].drawn.source.embodiment.name,
             images=torch.stack([self._views(one) for one in loaded]),
-            text=tuple(str(row["text"]) for row in rows),
+            text=tuple(one.drawn.source.clips.text(one.clip) for one in loaded),
             state=torch.from_numpy(state),
             state_known=torch.full((len(loaded),), state.shape[1] > 0),
             action=torch.from_numpy(action),
@@ -253,7 +266,7 @@ class MixtureStream:
             weight=torch.ones(len(loaded)),
             source=tuple(one.drawn.source.name for one in loaded),
             tier=tuple(one.drawn.source.tier for one in loaded),
-            key=tuple(str(row["key"]) for row in rows),
+            key=tuple(one.drawn.source.clips.key(one.clip) for one in loaded),
             position=torch.tensor([one.drawn.position for one in loaded]),
             label=tuple(one.drawn.source.label_of(one.clip) for one in loaded),
             replaced=tuple(one.replaced for one in loaded),

@@ -1,110 +1,162 @@
-"""Clips held in memory: frames, actions and states of the window of shards that a source is at; bounded.
+"""Decoded clips in memory that all workers of a process share, bounded: a clip is decoded once for all of its items.
 
-A clip is decoded once for the window and then used for all of its items, as far as the bound allows. Past the bound
-only the frame asked for is decoded. What is held never decides what comes out.
+A source's order mixes the items of a few clips at a time, so the clips that were decoded last are the ones that are
+asked for. What is held never decides what comes out.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import OrderedDict
-from dataclasses import dataclass
+from functools import partial
+from mmap import mmap
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid.shards.frames import resized_frames
+from pyramid.shards.frames import square_frames
 from pyramid.shards.reader import Sample
 
 _LAST_SAMPLES = 8
+_HEAD, _DECODED, _USED = range(3)
+
+Item = tuple[NDArray[np.uint8], NDArray[np.float32]]
+"""A frame uint8 [S, S, 3], RGB, and rows of numbers float32 [n, W] from a step of its clip on."""
 
 
-@dataclass
-class Held:
-    """A clip in memory."""
+class SharedCounts:
+    """Numbers that processes which are forked later add to together; another process begins with its own at 0."""
 
-    sample: Sample
-    """Without its video once the frames are held."""
-    frames: NDArray[np.uint8] | None
-    """uint8 [T, S, S, 3]."""
+    def __init__(self, n: int) -> None:
+        self._counts: NDArray[np.int64] = _shared((n,), np.int64)
+        self._lock = multiprocessing.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes to another process as zeros."""
+        return SharedCounts, (len(self._counts),)
 
-@dataclass
-class Decoding:
-    """How much was decoded for how much that was used."""
+    def add(self, place: int) -> None:
+        """Adds one."""
+        with self._lock:
+            self._counts[place] += 1
 
-    decoded: int = 0
-    """Frames that the decoder gave or had to go through."""
-    used: int = 0
-    """Frames that went into batches."""
-
-    @property
-    def per_used(self) -> float:
-        """Decoded frames per used frame."""
-        return self.decoded / self.used if self.used else 0.0
+    def values(self) -> list[int]:
+        """Returns the numbers."""
+        with self._lock:
+            return [int(n) for n in self._counts]
 
 
 class ClipCache:
-    """Clips of one source.
+    """Decoded clips of one source: their frames, and rows of numbers that go with them.
+
+    They lie in a ring of anonymous shared memory, the oldest overwritten first. Processes that are forked after it was
+    made share it; one that it is pickled for has a ring of its own. Memory that was never written to costs nothing.
 
     Args:
+        n_clips: clips of the source.
+        frames: frames that the ring holds; 0 for none: then only the frames asked for are decoded.
+        width: numbers of a row.
         size_px: side of the frames, pixels.
-        cache_mb: bound, MiB.
         gop: longest distance between key frames in the packed clips, frames.
     """
 
-    def __init__(self, *, size_px: int, cache_mb: float, gop: int) -> None:
-        self.size_px, self.gop = size_px, gop
-        self.decoding = Decoding()
-        self._room = int(cache_mb * 2**20)
-        self._held: dict[int, tuple[Held, int]] = {}
+    def __init__(self, n_clips: int, frames: int, *, width: int, size_px: int, gop: int) -> None:
+        self.n_clips, self.frames, self.width, self.size_px, self.gop = n_clips, frames, width, size_px, gop
+        self._counts: NDArray[np.int64] = _shared((3,), np.int64)
+        self._starts: NDArray[np.int64] = _shared((n_clips if frames else 0,), np.int64)
+        self._pictures: NDArray[np.uint8] = _shared((frames, size_px, size_px, 3), np.uint8)
+        self._rows: NDArray[np.float32] = _shared((frames, width), np.float32)
+        self._lock = multiprocessing.Lock()
         self._last: OrderedDict[int, Sample] = OrderedDict()
-        self._window: tuple[int, int] | None = None
 
-    def enter(self, window: tuple[int, int]) -> bool:
-        """Drops what belongs to earlier windows; returns whether the window is a new one."""
-        if window == self._window:
-            return False
-        for _, size in self._held.values():
-            self._room += size
-        self._held.clear()
-        self._window = window
-        return True
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes to another process as an empty cache of its own."""
+        return partial(ClipCache, width=self.width, size_px=self.size_px, gop=self.gop), (self.n_clips, self.frames)
 
-    def find(self, clip: int) -> Sample | None:
-        """Returns a clip's sample if it is in memory."""
-        if clip in self._held:
-            return self._held[clip][0].sample
+    @property
+    def decoded(self) -> int:
+        """Frames that the decoder gave or had to go through, in all processes that share the ring."""
+        return int(self._counts[_DECODED])
+
+    @property
+    def used(self) -> int:
+        """Frames that went into batches, in all processes that share the ring."""
+        return int(self._counts[_USED])
+
+    def sample(self, clip: int) -> Sample | None:
+        """Returns a clip's sample if it is one of the last that were read."""
         return self._last.get(clip)
 
-    def put(self, clip: int, sample: Sample) -> None:
+    def keep(self, clip: int, sample: Sample) -> None:
         """Takes in a sample that was read."""
         self._last[clip] = sample
         while len(self._last) > _LAST_SAMPLES:
             self._last.popitem(last=False)
 
-    def frame(self, clip: int, sample: Sample, index: int) -> NDArray[np.uint8]:
-        """Returns one frame of a clip, uint8 [S, S, 3], RGB."""
-        self.decoding.used += 1
-        if clip not in self._held and not self._hold(clip, sample):
-            self.decoding.decoded += index % self.gop + 1
-            return np.asarray(_channels_last(sample, [index], self.size_px)[0])
-        frames = self._held[clip][0].frames
-        assert frames is not None  # noqa: S101
-        return np.asarray(frames[index])
+    def find(self, clip: int, frame: int, step: int, n: int) -> Item | None:
+        """Returns a frame of a clip and its rows from ``step`` on, up to ``n`` in the ring; None if it is not there."""
+        if not self.frames:
+            return None
+        with self._lock:
+            start = int(self._starts[clip]) - 1
+            if start < 0 or self._counts[_HEAD] - start > self.frames:
+                return None
+            self._counts[_USED] += 1
+            at = start % self.frames
+            return self._pictures[at + frame].copy(), self._rows[at + step : at + step + n].copy()
 
-    def _hold(self, clip: int, sample: Sample) -> bool:
-        size = len(sample) * 3 * self.size_px**2
-        if size > self._room:
-            return False
-        self._room -= size
-        self.decoding.decoded += len(sample)
-        frames = _channels_last(sample, range(len(sample)), self.size_px)
-        light = Sample(sample.key, {}, sample.times_s, b"", sample.state, sample.action)
-        self._held[clip] = (Held(light, frames), size)
-        self._last.pop(clip, None)
-        return True
+    def decode(self, clip: int, sample: Sample, frame: int, rows: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+        """Decodes one frame of a clip, and, where they fit, all others for the items to come.
+
+        Args:
+            clip: the clip.
+            sample: its sample.
+            frame: the frame that is asked for.
+            rows: float32 [T, W] that go with the frames; None for none.
+
+        Returns:
+            uint8 [S, S, 3], RGB.
+        """
+        whole = len(sample) <= self.frames
+        found = square_frames(sample, range(len(sample)) if whole else [frame], self.size_px)
+        with self._lock:
+            self._counts[_USED] += 1
+            self._counts[_DECODED] += len(found) if whole else frame % self.gop + 1
+            if whole:
+                self._write(clip, found, rows)
+        return np.asarray(found[frame if whole else 0])
+
+    def _write(self, clip: int, pictures: NDArray[np.uint8], rows: NDArray[np.float32] | None) -> None:
+        head, n = int(self._counts[_HEAD]), len(pictures)
+        if head % self.frames + n > self.frames:
+            head += self.frames - head % self.frames
+        at = head % self.frames
+        self._counts[_HEAD] = head + n
+        self._pictures[at : at + n] = pictures
+        if rows is not None:
+            self._rows[at : at + n] = rows
+        self._starts[clip] = head + 1
 
 
-def _channels_last(sample: Sample, indices: list[int] | range, size_px: int) -> NDArray[np.uint8]:
-    frames: NDArray[np.uint8] = resized_frames(sample, indices, size_px).permute(0, 2, 3, 1).contiguous().numpy()
-    return frames
+def ring_frames(needed: dict[str, int], *, spread: int, frame_bytes: int, cache_mb: float) -> dict[str, int]:
+    """Deals memory out to the sources' rings.
+
+    Args:
+        needed: frames by source that it is at most worth to hold.
+        spread: frames over which the items of a clip are spread in a source's order.
+        frame_bytes: bytes of a frame.
+        cache_mb: bound of all rings, MiB.
+
+    Returns:
+        Frames of each ring; 0 where so few fit that clips would be decoded over and over.
+    """
+    part = min(1.0, cache_mb * 2**20 / max(sum(needed.values()) * frame_bytes, 1))
+    room = {name: int(frames * part) for name, frames in needed.items()}
+    return {name: n if n >= min(spread, needed[name]) else 0 for name, n in room.items()}
+
+
+def _shared(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
+    """Returns zeros in anonymous memory that forked processes share."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap(-1, max(size, 1)), dtype, count=int(np.prod(shape))).reshape(shape)

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pyramid import files
+from pyramid import files, parquet
 from pyramid.errors import DataError
-from pyramid.mixture.spec import FilterSpec
+from pyramid.mixture.spec import FilterSpec, ScoresSpec
 from pyramid.shards.reader import ShardSet
 from pyramid.types import Split
 
@@ -27,6 +27,7 @@ class ClipIndex:
         split: the split that is asked for.
         with_actions: only clips with measured actions.
         opened: shard folders that were opened and checked before, by place; new ones are added.
+        scores: the filter's table of scores; empty without one.
 
     Raises:
         DataError: no clip is left, or a shard is missing or has another size than the index says; both are named.
@@ -41,6 +42,7 @@ class ClipIndex:
         split: Split,
         with_actions: bool,
         opened: dict[str, ShardSet],
+        scores: str = "",
     ) -> None:
         for folder in folders:
             if folder not in opened:
@@ -48,14 +50,21 @@ class ClipIndex:
                 check_shards(opened[folder], f"source '{name}'")
         self.shard_sets = [opened[folder] for folder in folders]
         wanted = spec.split if spec.split and split == "train" else split
+        spoken_for = scored(scores, spec.scores, f"source '{name}'") if scores else None
         tables, self.part, self.number = [], np.zeros(0, np.int32), np.zeros(0, np.int64)
         for part, shards in enumerate(self.shard_sets):
-            kept = np.flatnonzero(_mask(name, shards, spec, wanted, with_actions))
+            conditions = _conditions(shards.index, spec, wanted, with_actions)
+            if spoken_for is not None:
+                either = [pc.is_in(shards.index[column], spoken_for) for column in ("key", "clip_id")]
+                conditions.append((f"that '{spec.scores.path}' speaks for", pc.or_(*either)))
+            kept = np.flatnonzero(_mask(name, shards, conditions))
             tables.append(shards.index.take(pa.array(kept)))
             self.part = np.concatenate([self.part, np.full(len(kept), part, np.int32)])
             self.number = np.concatenate([self.number, kept])
         self.table: pa.Table = pa.concat_tables(tables).combine_chunks()
         """One row per clip; columns as in the index."""
+        # One column is looked up in about a hundredth of the time of a row.
+        self._keys, self._texts = (_whole(self.table[name]) for name in ("key", "text"))
 
     def __len__(self) -> int:
         return len(self.part)
@@ -63,6 +72,14 @@ class ClipIndex:
     def row(self, clip: int) -> dict[str, Any]:
         """Returns the index row of a clip."""
         return dict(self.table.slice(clip, 1).to_pylist()[0])
+
+    def key(self, clip: int) -> str:
+        """Returns the key of a clip."""
+        return str(self._keys[clip].as_py())
+
+    def text(self, clip: int) -> str:
+        """Returns the instruction of a clip; empty without one."""
+        return str(self._texts[clip].as_py() or "")
 
     def column(self, name: str) -> NDArray[Any]:
         """Returns a column of numbers, one per clip."""
@@ -77,6 +94,11 @@ class ClipIndex:
         names = pc.dictionary_encode(self.table["shard"]).combine_chunks().indices.to_numpy()
         new = (np.diff(names) != 0) | (np.diff(self.part) != 0)
         return np.concatenate([[0], np.cumsum(new)]).astype(np.int64)
+
+
+def _whole(column: pa.ChunkedArray) -> Any:
+    whole = column.combine_chunks()
+    return whole if isinstance(whole, pa.Array) else whole.chunk(0)
 
 
 def check_shards(shards: ShardSet, who: str) -> None:
@@ -99,10 +121,32 @@ def check_shards(shards: ShardSet, who: str) -> None:
             )
 
 
-def _mask(name: str, shards: ShardSet, spec: FilterSpec, split: str, with_actions: bool) -> NDArray[np.bool_]:
+def scored(path: str, spec: ScoresSpec, who: str) -> pa.Array:
+    """Returns the names of the clips that a table of scores speaks for.
+
+    Raises:
+        DataError: the table is not there, or lacks a column.
+    """
+    table = parquet.read(path)
+    names = [name for name in ("item", "key", "clip_id") if name in table.column_names]
+    wanted = [*names[:1], *spec.min, *spec.max, *(["verdict"] if spec.verdict else [])]
+    missing = [name for name in wanted if name not in table.column_names] if names else ["item"]
+    if missing:
+        raise DataError(f"{who}: '{path}' has no column '{missing[0]}'; it has {', '.join(table.column_names)}")
+    kept = np.ones(len(table), bool)
+    for column, bound, passes in (
+        *((c, b, pc.greater_equal) for c, b in spec.min.items()),
+        *((c, b, pc.less_equal) for c, b in spec.max.items()),
+        *([("verdict", spec.verdict, pc.equal)] if spec.verdict else []),
+    ):
+        kept &= np.asarray(pc.fill_null(passes(table[column], bound), False))
+    return table[names[0]].filter(pa.array(kept)).combine_chunks()
+
+
+def _mask(name: str, shards: ShardSet, conditions: Sequence[tuple[str, Any]]) -> NDArray[np.bool_]:
     """Returns which rows of an index are kept; the first condition that leaves nothing is named."""
     kept = np.ones(len(shards), bool)
-    for what, condition in _conditions(shards.index, spec, split, with_actions):
+    for what, condition in conditions:
         kept &= np.asarray(pc.fill_null(condition, False))
         if not kept.any():
             raise DataError(f"source '{name}': no clip {what} in '{shards.folder}'{_there(shards.index, what)}")

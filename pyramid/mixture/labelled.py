@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,9 +74,11 @@ class Labels:
         metadata = parquet.metadata(files.join(run, names[0]))
         self._check_columns(files.join(run, names[0]))
         bounds = [[n, getattr(self.spec, n)] for n in self.spec.label_bounds()]
-        held = [[n, there[n].size, there[n].tag] for n in names]
-        digest = files.digest([shards.digest, metadata.get("labeler_digest", ""), held, str(bounds), self.use])
-        return cached_table("labels", digest, lambda: self._scan_all(run, shards)), metadata, digest
+        held = [[n, there[n].size, there[n].tag or _stamp(files.join(run, n))] for n in names]
+        made_of = [shards.digest, metadata.get("labeler_digest", ""), str(bounds), self.use]
+        table = cached_table("labels", files.digest([*made_of, held]), lambda: self._scan_all(run, shards))
+        # What they hold, not when they were written: a copy of the folder is the same run.
+        return table, metadata, files.digest([*made_of, table.schema.metadata[b"content"].decode()])
 
     def _check_columns(self, path: str) -> None:
         columns = parquet.column_names(path)
@@ -85,8 +89,11 @@ class Labels:
                 raise DataError(f"source '{self.name}': '{path}' has no column '{column}' for use: {self.use}")
 
     def _scan_all(self, run: str, shards: ShardSet) -> pa.Table:
-        """Returns of every label: row of its clip in the index, row in its table, frame, whether it is drawn."""
-        opened, parts = LabelRun.open(run, shards), []
+        """Returns of every label: row of its clip in the index, row in its table, frame, whether it is drawn.
+
+        The table's metadata has a digest of all values.
+        """
+        opened, parts, content = LabelRun.open(run, shards), [], hashlib.sha256()
         keys = dict(zip(shards.index["key"].to_pylist(), range(len(shards)), strict=True))
         frames = shards.index["frames"].to_numpy()
         for shard in shards.shards:
@@ -103,10 +110,12 @@ class Labels:
                 raise DataError(f"source '{self.name}': '{run}' labels frames that clip {key} does not have")
             where = f"source '{self.name}', '{files.join(run, table_name(shard))}'"
             ok = _passes(table, self.spec)
-            matrix(table[COLUMN[self.use]], f"{where}, column '{COLUMN[self.use]}'")
+            values = matrix(table[COLUMN[self.use]], f"{where}, column '{COLUMN[self.use]}'")
+            for array in (clip, frame, ok, values):
+                content.update(array.tobytes())
             row = np.arange(len(table), dtype=np.int32)
             parts.append(pa.table({"clip": clip, "row": row, "frame": frame, "ok": ok}).filter(pa.array(clip >= 0)))
-        return pa.concat_tables(parts)
+        return pa.concat_tables(parts).replace_schema_metadata({"content": content.hexdigest()})
 
     def _join(self, scans: Sequence[pa.Table]) -> None:
         """Lays out the labels of the clips one after the other: the steps at which a chunk may start."""
@@ -149,16 +158,15 @@ class Labels:
 
     def values(self, clip: int, item: int, n: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Returns the values of up to ``n`` labels from a clip's ``item``-th on [m, D], and which of them pass [m]."""
-        table, key = self._table(int(self.clips.part[clip]), self.clips.table["shard"][clip].as_py()), self.key(clip)
+        table, key = (
+            self._table(int(self.clips.part[clip]), self.clips.table["shard"][clip].as_py()),
+            self.clips.key(clip),
+        )
         start = int(self._rows[self._first_row[clip] + self._steps[self._first_step[clip] + item]])
         same = [i for i in range(start, min(start + n, len(table[0]))) if table[2][i] == key]
         if not same or same[0] != start:
             raise DataError(f"source '{self.name}': labels of clip {key} changed during the run in '{self.runs[0]}'")
         return table[0][same], table[1][same]
-
-    def key(self, clip: int) -> str:
-        """Returns the key of a clip."""
-        return str(self.clips.table["key"][clip].as_py())
 
     def _read_table(self, part: int, shard: str) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[str]]:
         path = files.join(self.runs[part], table_name(shard))
@@ -170,6 +178,12 @@ class Labels:
         clip = int(np.flatnonzero(self.sizes)[0])
         shard = self.clips.table["shard"][clip].as_py()
         return parquet.read(files.join(self.runs[int(self.clips.part[clip])], table_name(shard)))
+
+
+def _stamp(path: str) -> str:
+    """Returns what tells that a local file was written again, even with as many bytes."""
+    facts = Path(path).stat()
+    return f"{facts.st_mtime_ns}-{facts.st_ino}"
 
 
 def _passes(table: pa.Table, spec: FilterSpec) -> NDArray[np.bool_]:

@@ -55,15 +55,16 @@ class Source:
         mixture: MixtureSpec,
         *,
         split: Split,
-        cache_mb: float,
         size_px: int,
         opened: dict[str, ShardSet],
     ) -> None:
         spec = mixture.tiers[tier].sources[name]
         self.name, self.tier, self.spec = name, tier, spec
         folders = [mixture.path(folder) for folder in spec.folders()]
+        scores, measured = spec.filter.scores.path, spec.use == "action"
+        table = mixture.path(scores) if scores else ""
         self.clips = ClipIndex(
-            name, folders, spec.filter, split=split, with_actions=spec.use == "action", opened=opened
+            name, folders, spec.filter, split=split, with_actions=measured, opened=opened, scores=table
         )
         self.labels: Labels | None = None
         if spec.use == "action":
@@ -74,14 +75,38 @@ class Source:
             self._sizes = self.labels.sizes
         self._ends = np.cumsum(self._sizes)
         self.embodiment = self._embodiment(mixture.horizon)
-        by_shard = np.bincount(self.clips.shard_numbers(), weights=self._sizes).astype(np.int64)
-        self.order = ItemOrder(mixture.seed, name, by_shard, window=mixture.window_shards)
-        gops = [shards.metadata.get("config", {}).get("gop", _GOP) for shards in self.clips.shard_sets]
-        self.cache = ClipCache(size_px=size_px, cache_mb=cache_mb, gop=max(gops))
+        self._frames, self._spread = self.clips.column("frames").astype(np.int64), mixture.shuffle_frames
+        self.order = ItemOrder(
+            mixture.seed,
+            name,
+            self._sizes,
+            self._frames,
+            self.clips.shard_numbers(),
+            window=mixture.window_shards,
+            spread=mixture.shuffle_frames,
+        )
+        self._size_px = size_px
+        self.hold(0)
+        self._window: tuple[int, int] | None = None
         self._shard_cache = ShardCache(mixture.shard_cache_mb) if mixture.shard_cache_mb else None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def held_frames(self) -> int:
+        """Frames that it is at most worth to hold in memory.
+
+        Twice those whose items are mixed: a ring of hardly more than these would, once a clip had to be decoded again,
+        lose another for it, and so on.
+        """
+        return min(2 * (self._spread + int(self._frames.max())), int(self._frames.sum()))
+
+    def hold(self, frames: int) -> None:
+        """Makes room for decoded frames, in place of what there was."""
+        gops = [shards.metadata.get("config", {}).get("gop", _GOP) for shards in self.clips.shard_sets]
+        width = 0 if self.labels else self.embodiment.action_dim + self.embodiment.state_dim
+        self.cache = ClipCache(len(self.clips), frames, width=width, size_px=self._size_px, gop=max(gops))
 
     @cached_property
     def digest(self) -> str:
@@ -154,11 +179,14 @@ class Source:
         return clip, item - int(self._ends[clip] - self._sizes[clip])
 
     def enter(self, rank: int) -> None:
-        """Makes ready for the source's ``rank``-th sample: drops what is past, begins to fetch what comes."""
+        """Makes ready for the source's ``rank``-th sample: begins to fetch the shards that come."""
+        if self._shard_cache is None or not self._is_remote:
+            return
         epoch, window, _ = self.order.locate(rank)
-        if self.cache.enter((epoch, window)) and self._shard_cache is not None:
+        if self._window != (epoch, window):
+            self._window = epoch, window
             coming = [*self.order.shards_of(epoch, window), *self.order.shards_of(epoch, window + 1)]
-            self._shard_cache.ahead(self._shard_facts(shard) for shard in coming if self._is_remote)
+            self._shard_cache.ahead(self._shard_facts(shard) for shard in coming)
 
     @cached_property
     def _is_remote(self) -> bool:
@@ -177,49 +205,57 @@ class Source:
         Raises:
             DataError: it is not what the index says.
         """
-        found = self.cache.find(clip)
+        found = self.cache.sample(clip)
         if found is None:
             shards, number = self.clips.shard_sets[int(self.clips.part[clip])], int(self.clips.number[clip])
             through = self._shard_cache if files.is_remote(shards.folder) else None
             found = shards.read(number, fetch=through.read if through else None)
-            self.cache.put(clip, found)
+            self.cache.keep(clip, found)
         return found
 
-    def image(self, clip: int, step: int) -> NDArray[np.uint8]:
-        """Returns the frame at which a chunk starts, uint8 [H, W, 3], RGB."""
-        frame = step if self.labels is None else self.labels.frame(clip, step)
-        return self.cache.frame(clip, self.sample(clip), frame)
-
-    def chunk(self, clip: int, step: int) -> Chunk:
-        """Returns what is to be learned at a step.
+    def read(self, clip: int, step: int) -> tuple[Chunk, NDArray[np.uint8]]:
+        """Returns what is to be learned at a step, and the frame at which it starts, uint8 [H, W, 3], RGB.
 
         Raises:
-            DataError: the actions are not finite or of another width than the source's.
+            DataError: the clip is not what the index says, or its actions are not finite or of another width.
         """
+        frame = step if self.labels is None else self.labels.frame(clip, step)
+        n = min(self.embodiment.horizon, int(self._frames[clip]) - step)
+        found = self.cache.find(clip, frame, step, n if self.labels is None else 0)
+        if found is None:
+            sample = self.sample(clip)
+            rows = self._measured_rows(sample) if self.labels is None else None
+            chunk = self._chunk(clip, step, rows[step : step + n] if rows is not None else None)
+            return chunk, self.cache.decode(clip, sample, frame, rows)
+        return self._chunk(clip, step, found[1] if self.labels is None else None), found[0]
+
+    def _chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None) -> Chunk:
         body, state = self.embodiment, np.zeros(0, np.float32)
-        if self.labels is not None:
+        if rows is not None:
+            if not np.isfinite(rows[:, : body.action_dim]).all() or not np.isfinite(rows[0]).all():
+                where = f"source '{self.name}': clip {self.clips.key(clip)}"
+                raise DataError(f"{where} has actions or states that are not finite numbers")
+            values, state, ok = rows[:, : body.action_dim], rows[0, body.action_dim :], np.ones(len(rows), bool)
+        else:
+            assert self.labels is not None  # noqa: S101
             values, ok = self.labels.values(clip, step, 1 if body.label == "latent" else body.horizon)
             if body.label == "latent":
                 return Chunk(values[0].reshape(body.horizon, body.action_dim), np.ones(body.horizon, bool), state)
-        else:
-            values, state = self._measured_values(clip, step)
-            ok = np.ones(len(values), bool)
         action, mask = np.zeros((body.horizon, body.action_dim), np.float32), np.zeros(body.horizon, bool)
         action[: len(values)] = np.where(ok[:, None], values, 0)
         mask[: len(values)] = ok
         return Chunk(action, mask, state)
 
-    def _measured_values(self, clip: int, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        sample, body = self.sample(clip), self.embodiment
-        if sample.action is None or sample.action.shape[1] != body.action_dim:
+    def _measured_rows(self, sample: Sample) -> NDArray[np.float32]:
+        """Returns actions and states of a clip side by side, float32 [T, D + S]."""
+        body, action, state = self.embodiment, sample.action, sample.state
+        if action is None or action.shape[1] != body.action_dim:
             raise DataError(f"source '{self.name}': clip {sample.key} has no actions of {body.action_dim} dimensions")
-        values = np.asarray(sample.action[step : step + body.horizon], np.float32)
-        state = np.zeros(0, np.float32) if sample.state is None else np.asarray(sample.state[step], np.float32)
-        if state.shape != (body.state_dim,) or not np.isfinite(values).all() or not np.isfinite(state).all():
-            raise DataError(
-                f"source '{self.name}': clip {sample.key} has actions or states that are not finite numbers"
-            )
-        return values, state
+        if state is None:
+            state = np.zeros((len(action), 0), np.float32)
+        if state.shape[1] != body.state_dim:
+            raise DataError(f"source '{self.name}': clip {sample.key} has no states of {body.state_dim} dimensions")
+        return np.concatenate([action, state], 1, dtype=np.float32, casting="same_kind")
 
     def rows(self, clip: int, ahead: ReadAhead) -> dict[str, NDArray[np.float32]] | None:
         """Returns all rows of a clip that are drawn, for statistics: ``action`` [N, D] and, if known, ``state`` [N, S].

@@ -25,6 +25,28 @@ Unit = Literal["samples", "frames", "hours"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoresSpec:
+    """A table of scores, such as ``dream judge`` writes, and what clips must reach; one without a score does not."""
+
+    path: str = ""
+    """Parquet file with a row per clip, told by ``item``, ``key`` or ``clip_id``; relative to the mixture file."""
+    min: dict[str, float] = field(default_factory=dict)
+    """Smallest value by column."""
+    max: dict[str, float] = field(default_factory=dict)
+    """Largest value by column."""
+    verdict: str = ""
+    """Only clips with this verdict, such as ``keep``."""
+
+    def __post_init__(self) -> None:
+        """Refuses bounds that are no numbers, and bounds without a table or a table without bounds."""
+        for name, bound in (*self.min.items(), *self.max.items()):
+            if math.isnan(bound):
+                raise ValueError(f"scores: the bound of '{name}' must be a number, got nan")
+        if bool(self.path) != bool(self.min or self.max or self.verdict):
+            raise ValueError("scores: a path goes with min, max or verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterSpec:
     """Which clips and which labelled steps of a source are drawn; what a default leaves alone is not looked at."""
 
@@ -42,6 +64,8 @@ class FilterSpec:
     """Largest camera motion of a clip, pixels per frame, from the index."""
     without_notes: list[str] = field(default_factory=list)
     """Only clips that bear none of these notes in the index."""
+    scores: ScoresSpec = field(default_factory=ScoresSpec)
+    """Only clips that a table of scores speaks for."""
     max_action_std: float = math.inf
     """Only pseudo-actions whose votes agree: largest standard deviation of any dimension, physical units."""
     min_votes: int = 0
@@ -174,14 +198,17 @@ class MixtureSpec:
     """Steps of an action chunk."""
     seed: int = 0
     """Decides the order within each source."""
-    cache_mb: int = 512
-    """Bound of the decoded frames kept in memory, MiB, over all sources and for each worker."""
+    cache_mb: int = 4096
+    """Bound of the decoded frames kept in memory, MiB, over all sources and workers of a process; taken as needed."""
     shard_cache_mb: int = 0
     """Bound of remote shards kept on the local disk, MiB; 0 reads from the store sample by sample."""
     window_shards: int = 64
-    """Shards whose samples are shuffled among each other; the shards themselves are shuffled first."""
+    """Shards whose clips are shuffled among each other; the shards themselves are shuffled first."""
+    shuffle_frames: int = 2048
+    """Frames over which the samples of a clip are spread: so many frames of a source are mixed at a time."""
     max_bad_share: float = 0.01
-    """Share of samples that may turn out unreadable during a run; they are replaced and counted, more stop it."""
+    """Share of samples that may turn out unreadable; they are replaced and counted, more stop the run. Judged over all
+    samples that a rank's workers read since the process began, counted as at least 100."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     """How training pictures are varied."""
     folder: str = field(default="", metadata={"internal": True})
@@ -198,7 +225,14 @@ class MixtureSpec:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the source '{twice[0]}' stands in two tiers; names are unique in a mixture")
-        least = {"horizon": 1, "window_shards": 1, "cache_mb": 0, "shard_cache_mb": 0, "budget_samples": 0}
+        least = {
+            "horizon": 1,
+            "window_shards": 1,
+            "shuffle_frames": 1,
+            "cache_mb": 0,
+            "shard_cache_mb": 0,
+            "budget_samples": 0,
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from pyramid.errors import ConfigError, nearest
 from pyramid.mixture.batch import MixtureStream, open_mixture
 from pyramid.mixture.schedule import Schedule
+from pyramid.mixture.sketch import Summary
 from pyramid.mixture.spec import MixtureSpec, read_mixture
 from pyramid.mixture.statistics import embodiment_statistics
 from pyramid.mixture.weights import ledger, needs_sizes
@@ -120,12 +121,17 @@ class MixWhatIfResult:
         return f"{format_table(head, rows)}\nin {self.draws} samples"
 
 
-def mix_show(mixture: str, *, statistics: bool = False) -> MixShowResult:
+def mix_show(mixture: str, *, statistics: bool = False, relative: bool = False) -> MixShowResult:
     """Shows what a mixture holds and how often it will be seen.
 
     Args:
         mixture: the mixture file.
         statistics: also mean, std, min, max, q01 and q99 of every embodiment's actions and states.
+        relative: the same of measured actions less the state at the chunk's start, for each step of a chunk
+            (``action_0``, ``action_1``, ...), of embodiments whose actions and states have the same dimensions.
+
+    Raises:
+        ConfigError: relative actions are asked for, and no embodiment has them.
     """
     stream = open_mixture(mixture, batch_size=1, image_size=16)
     return MixShowResult(
@@ -135,7 +141,7 @@ def mix_show(mixture: str, *, statistics: bool = False) -> MixShowResult:
             {"start": piece.start, "shares": {name: float(share) for name, share in piece.shares.items()}}
             for piece in stream.plan.ledger
         ],
-        statistics=_statistics(stream) if statistics else [],
+        statistics=(_statistics(stream) if statistics else []) + (_relative(stream) if relative else []),
     )
 
 
@@ -162,9 +168,20 @@ def _rows(stream: MixtureStream) -> list[dict[str, Any]]:
     ]
 
 
+def _relative(stream: MixtureStream) -> list[dict[str, Any]]:
+    sources = [s for s in stream.sources if s.embodiment.state_dim == s.embodiment.action_dim]
+    if not sources:
+        raise ConfigError("relative actions need states of the same dimensions as the actions; no source has them")
+    return _told(embodiment_statistics(sources, stream.typical_shares, relative=True))
+
+
 def _statistics(stream: MixtureStream) -> list[dict[str, Any]]:
+    return _told(embodiment_statistics(stream.sources, stream.typical_shares))
+
+
+def _told(statistics: Mapping[str, Mapping[str, Summary]]) -> list[dict[str, Any]]:
     found = []
-    for name, kinds in embodiment_statistics(stream.sources, stream.typical_shares).items():
+    for name, kinds in statistics.items():
         for kind, summary in kinds.items():
             low, high = summary.quantile(0.01), summary.quantile(0.99)
             columns = {"mean": summary.mean, "std": summary.std, "min": summary.low, "max": summary.high}

@@ -17,7 +17,7 @@ from pyramid.errors import DataError
 from pyramid.shards.reader import Sample, ShardSet
 from pyramid.types import Split
 
-__all__ = ["ClipFrames", "cuts_of", "resized_frames"]
+__all__ = ["ClipFrames", "cuts_of", "resized_frames", "square_frames"]
 
 _CHUNK = 256
 """Frames that are held at full size at once."""
@@ -44,6 +44,17 @@ def resized_frames(sample: Sample, indices: Sequence[int], size_px: int) -> Tens
         for start in range(0, len(indices), _CHUNK)
     ]
     return torch.cat(chunks) if chunks else torch.zeros(0, 3, size_px, size_px, dtype=torch.uint8)
+
+
+def square_frames(sample: Sample, indices: Sequence[int], size_px: int) -> NDArray[np.uint8]:
+    """Does what `resized_frames` does, channels last: uint8 [n, size_px, size_px, 3], RGB."""
+    chunks = []
+    for start in range(0, len(indices), _CHUNK):
+        frames = sample.frames(list(indices[start : start + _CHUNK]))
+        if frames.shape[1:3] != (size_px, size_px):
+            frames = _resize(frames, size_px).permute(0, 2, 3, 1).contiguous().numpy()
+        chunks.append(frames)
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
 def _resize(frames: NDArray[np.uint8], size_px: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import drawing
@@ -11,7 +14,7 @@ import pytest
 from tiny_policy import TINY
 
 from pyramid import files, parquet
-from pyramid.config import dump_yaml
+from pyramid.config import dump_yaml, to_dict
 from pyramid.errors import DataError, ExitCode
 from pyramid.mixture.audit import mix_audit
 from pyramid.mixture.batch import MixtureStream
@@ -79,6 +82,52 @@ def test_a_run_that_was_stopped_and_resumed_is_audited_to_the_sample(
     assert "as planned, to the sample" in repr(found)
     assert found.epochs == {name: count / 36 for name, count in plan.counts.items()}
     assert [(o["source"], o["not_finite"], o["dead"]) for o in found.outliers] == [("arm", 0, []), ("lab", 0, [])]
+
+
+KILLED = """
+import os, sys
+from vla.train import VLAModule, train_vla
+mixture, config, out, curve, workers, stop = sys.argv[1:]
+loss_of = VLAModule.loss
+def loss(self, batch, generator):
+    found = loss_of(self, batch, generator)
+    with open(curve, "a") as stream:
+        print(self.global_step, float(found[0].detach()).hex(), file=stream)
+    if self.global_step == int(stop):
+        os.kill(os.getpid(), 9)
+    return found
+VLAModule.loss = loss
+train_vla(mixture, out=out, config=config, workers=int(workers))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_that_was_killed_at_random_steps_has_a_bit_equal_loss_curve(mixture: str, tmp_path: Path) -> None:
+    """SIGKILL, then the same command with another number of workers, four times over."""
+    (tmp_path / "policy.yaml").write_text(dump_yaml(to_dict(CONFIG)))
+
+    def train(name: str, workers: int, stop: int) -> int:
+        places = [mixture, str(tmp_path / "policy.yaml"), str(tmp_path / name), str(tmp_path / f"{name}.txt")]
+        command = [sys.executable, "-c", KILLED, *places, str(workers), str(stop)]
+        return subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False
+        ).returncode
+
+    assert train("whole", 0, -1) == 0
+    stops = sorted(np.random.default_rng().choice(np.arange(1, STEPS), 3, replace=False).tolist())
+    print("killed at", stops)
+    for workers, stop in zip((2, 0, 3), stops, strict=True):
+        assert train("parts", workers, stop) == -9
+    assert train("parts", 1, -1) == 0
+    curve, parts = ((tmp_path / f"{name}.txt").read_text().splitlines() for name in ("whole", "parts"))
+    assert [int(line.split()[0]) for line in curve] == list(range(STEPS))
+    assert len(parts) > STEPS
+    assert set(parts) == set(curve)
+    assert drawing.tree(tmp_path / "parts" / "drawn") == drawing.tree(tmp_path / "whole" / "drawn")
+    found, plan = mix_audit(str(tmp_path / "parts")), mix_simulate(mixture, draws=STEPS * BATCH)
+    assert found.counts == found.planned == plan.counts
+    assert (found.draws, found.differences) == (STEPS * BATCH, 0)
 
 
 def rewrite(run: str, number: int, **change: object) -> None:

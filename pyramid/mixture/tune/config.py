@@ -30,6 +30,8 @@ class DesignConfig:
     """Smallest share of a source, in [0, 1 / sources]; holds for the answer too."""
     max_share: float = 1.0
     """Largest share of a source, in [1 / sources, 1]; holds for the answer too."""
+    max_shares: dict[str, float] = field(default_factory=dict)
+    """Largest share by source; ``max_epochs`` of the mixture file limits them, too. Holds for the answer too."""
 
     def __post_init__(self) -> None:
         """Refuses a design that cannot be drawn."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyramid.errors import DataError
-from pyramid.mixture.tune.design import Shares, named, prior_shares, rounded
+from pyramid.mixture.tune.design import Shares, capped, named, prior_shares, rounded
 from pyramid.mixture.tune.fit import objective
 from pyramid.mixture.tune.methods import Answer, Task
 from pyramid.mixture.tune.proxy import ProxyRun, SourceSize
@@ -47,9 +47,10 @@ def mean_interval(values: Any) -> tuple[float, float, float]:
 
 def arms(task: Task, answer: Answer) -> dict[str, dict[str, float]]:
     """Returns the mixtures that are compared: tuned, uniform, by size, the file's own, and the best one tried."""
-    found = {"tuned": named(task.sources, answer.shares)}
+    design = task.config.design
+    found = {"tuned": named(task.sources, rounded(capped(answer.shares, design)))}
     for kind in ("uniform", "size", "file"):
-        found[kind] = named(task.sources, rounded(prior_shares(kind, task.amounts, task.file)))
+        found[kind] = named(task.sources, rounded(capped(prior_shares(kind, task.amounts, task.file), design)))
     return found | ({"best_seen": answer.best_seen} if answer.best_seen else {})
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid.errors import ConfigError
+from pyramid.errors import ConfigError, nearest
+from pyramid.mixture.spec import MixtureSpec
 from pyramid.mixture.tune.config import DesignConfig, Prior
 from pyramid.rng import rng
 
@@ -26,6 +27,44 @@ def rounded(shares: Shares) -> Shares:
     order = np.argsort(whole - scaled, kind="stable")
     whole[order[: round(_DIGITS - whole.sum())]] += 1
     return np.asarray(whole / _DIGITS, np.float64)
+
+
+def caps(spec: MixtureSpec, items: Mapping[str, float], asked: Mapping[str, float]) -> dict[str, float]:
+    """Returns the largest share of each source: what is asked for, and what ``max_epochs`` of the mixture file leaves.
+
+    Raises:
+        ConfigError: a source that the mixture does not have.
+    """
+    for name in asked:
+        if name not in items:
+            raise ConfigError(f"design.max_shares: no source '{name}'{nearest(name, list(items))}")
+    if not spec.max_epochs and not asked:
+        return {}
+    left = {name: spec.max_epochs * n / spec.budget_samples if spec.max_epochs else 1.0 for name, n in items.items()}
+    return {name: min(left[name], asked.get(name, 1.0), 1.0) for name in items}
+
+
+def capped(shares: Shares, config: DesignConfig) -> Shares:
+    """Lowers shares [..., K] that are above ``max_shares``; the others take over in proportion, as the loader does it.
+
+    Raises:
+        ConfigError: the caps leave room for no mixture.
+    """
+    # One share for each source, in the order of the sources: `caps` has seen to it.
+    if not config.max_shares:
+        return shares
+    most = np.array(list(config.max_shares.values())) - 1 / _DIGITS  # Rounding may add as much.
+    if most.sum() < 1:
+        raise ConfigError(
+            f"max_epochs leaves the sources {most.sum():.1%} of the samples; raise it, or lower the budget"
+        )
+    held, now = np.zeros(shares.shape, bool), shares
+    for _ in range(shares.shape[-1]):
+        held |= now > most
+        rest = 1 - np.where(held, most, 0).sum(-1, keepdims=True)
+        free = np.where(held, 0, np.maximum(shares, 1e-9))
+        now = np.where(held, most, free / np.maximum(free.sum(-1, keepdims=True), 1e-300) * rest)
+    return np.asarray(now, np.float64)
 
 
 def named(sources: Sequence[str], shares: Shares) -> dict[str, float]:
@@ -63,7 +102,7 @@ def fixed_mixtures(amounts: Mapping[str, float], file: Mapping[str, float], conf
         corner = np.full(n, (1 - config.corner_share) / max(n - 1, 1))
         corner[place] = config.corner_share
         found[f"corner {name}"] = corner
-    return {name: rounded(shares) for name, shares in found.items()}
+    return {name: rounded(capped(shares, config)) for name, shares in found.items()}
 
 
 def within(shares: Shares, config: DesignConfig) -> NDArray[np.bool_]:
@@ -109,7 +148,7 @@ def design(
 def _draw(alpha: Shares, config: DesignConfig, seed: int, number: int) -> Shares:
     generator = rng(seed, "tune", "design", number)
     for _ in range(_TRIES):
-        shares = rounded(generator.dirichlet(alpha))
+        shares = rounded(capped(generator.dirichlet(alpha), config))
         if within(shares, config):
             return shares
     raise ConfigError("hardly any mixture keeps design.min_share and design.max_share; loosen them")

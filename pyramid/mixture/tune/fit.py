@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyramid.errors import DataError
 from pyramid.mixture.tune.config import LAW_NAMES, DesignConfig, LawName, TuneConfig
-from pyramid.mixture.tune.design import Shares, rounded, within
+from pyramid.mixture.tune.design import Shares, capped, rounded, within
 from pyramid.mixture.tune.laws import LAWS, Array, Fit
 from pyramid.rng import rng
 
@@ -179,6 +179,7 @@ def _pool(config: TuneConfig, n_sources: int) -> Array:
     # Equal shares keep any bounds that some mixture keeps: pulled towards them, a draw comes inside.
     pull = generator.random((config.regress.pool, 1)) if _bounded(config.design) else np.zeros((config.regress.pool, 1))
     pool = np.concatenate([wide * (1 - pull) + pull / n_sources, np.full((1, n_sources), 1 / n_sources)])
+    pool = capped(pool, config.design)
     return np.asarray(pool[within(pool, config.design)], np.float64)
 
 
@@ -191,7 +192,7 @@ def _search(config: TuneConfig, ensemble: Ensemble, pool: Array, *, key: str) ->
     best = pool[int(np.argmin(predicted(config, ensemble, pool).mean(0)))]
     for turn in range(_ROUNDS):
         generator = rng(config.seed, "tune", "search", key, turn)
-        near = generator.dirichlet(np.maximum(best, 1e-3) * 30 * 5**turn + 1e-3, _REFINED)
+        near = capped(generator.dirichlet(np.maximum(best, 1e-3) * 30 * 5**turn + 1e-3, _REFINED), config.design)
         near = np.concatenate([best[None], near[within(near, config.design)]])
         best = near[int(np.argmin(predicted(config, ensemble, near).mean(0)))]
     return np.asarray(best, np.float64)

@@ -6,7 +6,7 @@ Each gives one mixture with a range for every share; that it is better is for th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,17 +151,11 @@ def halving(task: Task) -> Answer:
     Rungs are restarted, not resumed: a run's learning rate falls to zero over its own budget, so that a run cut short
     says nothing about a longer one. Within a rung all candidates share their seeds, so that they meet the same luck.
     """
-    config, names_rows = task.config, task.design()
-    alive = list(zip(*names_rows, strict=True))
-    history = []
+    config, history = task.config, []
+    alive = _candidates(task)
     for level, (count, budget) in enumerate(rungs(config, len(alive))):
         alive = alive[:count]
-        asked = [
-            (name, ProxyRun(weights=named(task.sources, row), budget=budget, seed=run_seed(config, f"rung {level}", s)))
-            for name, row in alive
-            for s in range(config.halving.seeds)
-        ]
-        found = task.runner.losses(f"rung {level}", asked)
+        found = task.runner.losses(f"rung {level}", _rung(task, alive, level, budget))
         scores = [math.inf if f is None else float(objective(config, f)) for f in found]
         means = np.array(scores).reshape(len(alive), -1).mean(1)
         order = np.argsort(means, kind="stable")
@@ -176,6 +170,36 @@ def halving(task: Task) -> Answer:
         best_seen=named(task.sources, last[0]),
         facts={"rungs": history},
     )
+
+
+def _candidates(task: Task) -> list[tuple[str, Shares]]:
+    names, rows = task.design()
+    return list(zip(names, rows, strict=True))
+
+
+def _rung(task: Task, alive: Sequence[tuple[str, Shares]], level: int, budget: int) -> list[tuple[str, ProxyRun]]:
+    """Returns the runs of a rung: every candidate on the same seeds."""
+    return [
+        (
+            name,
+            ProxyRun(weights=named(task.sources, row), budget=budget, seed=run_seed(task.config, f"rung {level}", s)),
+        )
+        for name, row in alive
+        for s in range(task.config.halving.seeds)
+    ]
+
+
+def rungs_left(task: Task, *, resume: bool) -> tuple[list[int], int]:
+    """Returns the budgets of the runs of halving that are left, and how many are done.
+
+    Who goes on to a later rung is not known yet, so of that rung all runs are counted as left.
+    """
+    alive, config = _candidates(task), task.config
+    first, *later = rungs(config, len(alive))
+    units = [task.runner.unit(run) for _, run in _rung(task, alive, 0, first[1])]
+    todo = task.runner.todo(units) if resume else len(units)
+    left = [first[1]] * todo + [budget for count, budget in later for _ in range(count * config.halving.seeds)]
+    return left, len(units) - todo
 
 
 def _finite(values: Any) -> list[float | None]:

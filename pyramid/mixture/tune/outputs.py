@@ -16,7 +16,7 @@ import numpy as np
 
 from pyramid import files, parquet
 from pyramid.config import dump_yaml, to_dict
-from pyramid.mixture.spec import MixtureSpec, with_weights
+from pyramid.mixture.spec import FilterSpec, MixtureSpec, with_weights
 from pyramid.mixture.tune.confirm import Arm, Curve
 from pyramid.mixture.tune.methods import Answer
 
@@ -45,12 +45,17 @@ def write_table(folder: str, rows: Sequence[Mapping[str, Any]], sources: Sequenc
 
 def write_mixture(folder: str, spec: MixtureSpec, weights: Mapping[str, float], note: str) -> str:
     """Writes the mixture with new weights as a file of its own, whose paths hold from where it lies; returns where."""
-    tuned = with_weights(spec, weights)
+    tuned = replace(with_weights(spec, weights), max_epochs=spec.max_epochs, budget_samples=spec.budget_samples)
     tiers = {
         name: replace(
             tier,
             sources={
-                n: replace(s, shards=_moved(spec, s.shards, folder), labels=_moved(spec, s.labels, folder))
+                n: replace(
+                    s,
+                    shards=_moved(spec, s.shards, folder),
+                    labels=_moved(spec, s.labels, folder),
+                    filter=_filter_moved(spec, s.filter, folder),
+                )
                 for n, s in tier.sources.items()
             },
         )
@@ -61,6 +66,10 @@ def write_mixture(folder: str, spec: MixtureSpec, weights: Mapping[str, float], 
     path = files.join(folder, MIXTURE)
     files.write_text(path, "".join(f"# {line}\n" for line in note.splitlines()) + dump_yaml(data))
     return path
+
+
+def _filter_moved(spec: MixtureSpec, kept: FilterSpec, folder: str) -> FilterSpec:
+    return replace(kept, scores=replace(kept.scores, path=_moved(spec, kept.scores.path, folder)))
 
 
 def _moved(spec: MixtureSpec, place: Any, folder: str) -> Any:

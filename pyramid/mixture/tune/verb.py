@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from pyramid.mixture.spec import MixtureSpec, read_mixture
 from pyramid.mixture.tune.cluster import check_executor, joined
 from pyramid.mixture.tune.config import TuneConfig
 from pyramid.mixture.tune.confirm import Arm, Curve, confirm, scaling
+from pyramid.mixture.tune.design import caps
 from pyramid.mixture.tune.laws import require_libraries
-from pyramid.mixture.tune.methods import METHODS, Answer, Task, rungs
+from pyramid.mixture.tune.methods import METHODS, Answer, Task, rungs_left
 from pyramid.mixture.tune.outputs import REPORT, write_mixture, write_plots, write_table
 from pyramid.mixture.tune.proxy import ProxyRun, ReweightedProxy
 from pyramid.mixture.tune.runs import Runner, cached_proxy
@@ -131,6 +132,8 @@ def mix_tune(
     runner = Runner(cfg, mixture, out or "", workers, executor)
     sizes = runner.proxy.sizes()
     amounts = {name: float(size.items) for name, size in sizes.items()}
+    cfg = replace(cfg, design=replace(cfg.design, max_shares=caps(spec, amounts, cfg.design.max_shares)))
+    runner.config = cfg
     task = Task(cfg, runner, amounts, {name: float(share) for name, share in spec.shares().items()})
     _check(task)
     if dry_run:
@@ -213,8 +216,8 @@ def _plan_only(task: Task, *, resume: bool) -> MixTuneResult:
         done = len(units) - todo
         budgets += [2 * cfg.budget] * todo
     else:
-        done = 0
-        budgets += [b for count, b in rungs(cfg, len(design)) for _ in range(count * cfg.halving.seeds)]
+        left, done = rungs_left(task, resume=resume)
+        budgets += left
     per_run, per_step = _probe(task, design[0][1])
     seconds = (len(budgets) * per_run + sum(budgets) * per_step) / max(task.runner.workers, 1)
     return MixTuneResult(method=cfg.method, runs=len(budgets), skipped_done=done, seconds=round(seconds, 3))

@@ -92,6 +92,36 @@ def test_targets_and_objective_decide(planted, tmp_path):
     assert list(one.facts["regressors"]) == ["noisy"]
 
 
+def test_no_run_and_no_answer_repeats_a_source_more_often_than_the_file_allows(planted, tmp_path):
+    capped = Path(planted).read_text() + "max_epochs: 2\nbudget_samples: 20000\n"
+    Path(planted).write_text(capped)
+    # The pools hold 4000, 3000, 2000 and 30,000 samples.
+    most = {"steady": 0.4, "noisy": 0.3, "middle": 0.2, "junk": 0.5}
+    options = {"proxy": "planted", "budget": 300, "confirm_seeds": 2, "regress.laws": ["log_ridge"]}
+    result = mix_tune(planted, out=str(tmp_path / "out"), **options, **{"design.max_shares": {"junk": 0.5}})
+    table = parquet.read(str(tmp_path / "out" / "runs.parquet")).to_pylist()
+    assert len({tuple(row[f"share/{n}"] for n in SOURCES) for row in table}) > 10
+    for weights in [{n: row[f"share/{n}"] for n in SOURCES} for row in table] + [result.weights]:
+        assert sum(weights.values()) == pytest.approx(1)
+        assert all(weights[n] <= most[n] + 1e-9 for n in SOURCES)
+    # Without caps the design's lopsided mixtures give each source 0.7: the caps did something.
+    assert max(row["share/junk"] for row in table) == pytest.approx(0.5, abs=1e-3)
+    tuned = read_mixture(str(tmp_path / "out" / "tuned.yaml"))
+    assert (tuned.max_epochs, tuned.budget_samples) == (2, 20_000)
+    Path(planted).write_text(capped.replace("20000", "90000"))
+    with pytest.raises(ConfigError, match=r"leave 8.* of the samples"):
+        mix_tune(planted, out=str(tmp_path / "none"), **options)
+
+
+def test_a_dry_run_of_halving_leaves_out_what_is_done(planted, tmp_path):
+    options = {"proxy": "planted", "method": "halving", "budget": 90, "out": str(tmp_path), "design.runs": 9}
+    before = mix_tune(planted, dry_run=True, **options)
+    mix_tune(planted, **{**options, "confirm_seeds": 2})
+    after = mix_tune(planted, dry_run=True, **options)
+    assert (before.skipped_done, after.skipped_done) == (0, 9)
+    assert before.runs - after.runs == 9
+
+
 def test_halving_spends_more_on_fewer(planted, tmp_path):
     result = mix_tune(planted, out=str(tmp_path), method="halving", proxy="planted", budget=2700)
     rungs = result.facts["rungs"]

@@ -11,15 +11,18 @@ from typing import Any
 import drawing
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mixture_data import label_tables
 
 from pyramid import files, parquet
 from pyramid.config import dump_yaml
-from pyramid.errors import DataError, PyramidError
+from pyramid.errors import ConfigError, DataError, PyramidError
 from pyramid.mixture.batch import MixtureStream, open_mixture
+from pyramid.mixture.loader import MixtureLoader
+from pyramid.mixture.verbs import mix_show, mix_what_if
 from pyramid.shards.cache import ShardCache, cache_folder
-from pyramid.shards.layout import INDEX_FILE
+from pyramid.shards.layout import INDEX_FILE, STATE, dump_array
 
 
 def one_source(tmp_path: Path, source: dict[str, Any], **options: Any) -> MixtureStream:
@@ -216,6 +219,105 @@ def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
         stream.batch_of(stream.draw(0, 24))
 
 
+def test_bad_samples_of_all_workers_are_judged_together(tmp_path: Path) -> None:
+    folder = drawing.write_shards(tmp_path / "arm", [4] * 6)
+    break_sample(folder, 2)
+    source = {"shards": folder, "use": "action"}
+    alone = [one_source(tmp_path, source, max_bad_share=0.5) for _ in range(2)]
+    for worker, stream in enumerate(alone):
+        for step in range(worker, 6, 2):
+            stream.batch(step)
+    bad = [stream.bad["x"] for stream in alone]
+    assert min(bad) > 0
+    # More than either worker finds, and one less than they find together: at least 100 samples are judged by.
+    both = one_source(tmp_path, source, max_bad_share=(sum(bad) - 1) / 100)
+    with pytest.raises(DataError, match=rf"{sum(bad)} of \d+ samples cannot be read"):
+        list(MixtureLoader(both, batch_size=4, workers=2, steps=6))
+
+
+@pytest.mark.parametrize(
+    ("scores", "clips"),
+    [
+        ({"min": {"motion": 0.2}}, [1, 2]),
+        ({"max": {"flicker": 0.5}}, [0, 2]),
+        ({"min": {"motion": 0.2}, "max": {"flicker": 0.5}}, [2]),
+        ({"verdict": "keep"}, [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("by", ["item", "key", "clip_id"])
+def test_clips_are_filtered_by_their_scores(tmp_path: Path, scores: dict, clips: list[int], by: str) -> None:
+    folder = drawing.write_shards(tmp_path / "arm", [2, 3, 4, 5])
+    index = parquet.read(f"{folder}/{INDEX_FILE}")
+    names = index["clip_id" if by == "clip_id" else "key"].to_pylist()[:3]
+    table = {by: names, "motion": [0.1, 0.2, 0.3], "flicker": [0.1, 0.9, 0.5], "verdict": ["keep", "keep", "drop"]}
+    parquet.write(str(tmp_path / "scores.parquet"), pa.table(table))
+    source = {"shards": folder, "use": "action", "filter": {"scores": {"path": "scores.parquet", **scores}}}
+    found = drawn_numbers(one_source(tmp_path, source))
+    # The clip without a score is left out, too.
+    assert sorted({number // 100 for number in found}) == clips
+    source["filter"]["scores"] = {"path": "scores.parquet", "min": {"motoin": 1.0}}
+    with pytest.raises(DataError, match=r"source 'x': '.*scores.parquet' has no column 'motoin'; it has .*motion"):
+        one_source(tmp_path, source)
+    source["filter"]["scores"] = {"path": "scores.parquet", "min": {"motion": 9.0}}
+    with pytest.raises(DataError, match=r"source 'x': no clip that 'scores.parquet' speaks for"):
+        one_source(tmp_path, source)
+
+
+def test_a_label_table_that_was_written_again_with_as_many_bytes_is_noticed(tmp_path: Path) -> None:
+    videos = drawing.write_shards(tmp_path / "videos", [4, 4], actions=False)
+    source = {"shards": videos, "use": "pseudo", "labels": label_tables(videos, use="pseudo")}
+    path, found = Path(source["labels"], "clips-000000.parquet"), []
+    table = parquet.read(str(path))
+    place = table.schema.get_field_index("action")
+    for more in (0, 1000):
+        values = pa.array([[a + more, b] for a, b in table["action"].to_pylist()], table.schema.field(place).type)
+        written = table.set_column(place, table.schema.field(place), values)
+        pq.write_table(written, path, compression="none", use_dictionary=False, write_statistics=False)
+        stream = one_source(tmp_path, source)
+        found.append((path.stat().st_size, stream.digest, stream.statistics["arm_pseudo"]["action"].center[0]))
+    (size, digest, center), (size_then, digest_then, center_then) = found
+    assert size == size_then
+    assert digest != digest_then
+    assert center_then == pytest.approx(center + 1000, rel=1e-2)
+
+
+def test_a_copy_of_a_label_run_is_the_same_run(tmp_path: Path) -> None:
+    videos = drawing.write_shards(tmp_path / "videos", [4, 4], actions=False)
+    run = label_tables(videos, use="pseudo")
+    source = {"shards": videos, "use": "pseudo", "labels": run}
+    digest = one_source(tmp_path, source).sources[0].digest
+    for path in Path(run).iterdir():
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
+    assert one_source(tmp_path, source).sources[0].digest == digest
+
+
+def test_statistics_of_relative_actions_are_those_of_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, members = drawing.write_shards(tmp_path / "plain", [5, 2]), drawing.sample_members
+    states = {n: np.random.default_rng(n).normal(size=(n, 2)).astype(np.float32) for n in (5, 2)}
+    monkeypatch.setattr(
+        drawing, "sample_members", lambda c, n, **o: {**members(c, n, **o), STATE: dump_array(states[n])}
+    )
+    folder = drawing.write_shards(tmp_path / "arm", [5, 2])
+    edit_index(folder, state_dim=[2, 2])
+    one_source(tmp_path, {"shards": folder, "use": "action"})
+    shown = mix_show(str(tmp_path / "one.yaml"), relative=True).statistics
+    assert [(row["kind"], row["dimension"]) for row in shown] == [(f"action_{h}", d) for h in range(3) for d in (0, 1)]
+    for row in shown:
+        h, d = int(row["kind"][-1]), row["dimension"]
+        rows = []
+        for clip, n in enumerate((5, 2)):
+            actions = [(-1) ** d * drawing.number_of(clip, t) for t in range(n)]
+            # The actions are [number, -number]; no chunk goes on past its clip.
+            rows += [actions[t + h] - float(states[n][t, d]) for t in range(n - h)]
+        assert (row["min"], row["max"]) == pytest.approx((min(rows), max(rows)), rel=1e-5)
+        assert (row["mean"], row["std"]) == pytest.approx((np.mean(rows), np.std(rows)), rel=1e-5)
+    one_source(tmp_path, {"shards": plain, "use": "action"})
+    with pytest.raises(ConfigError, match="relative actions need states of the same dimensions"):
+        mix_show(str(tmp_path / "one.yaml"), relative=True)
+
+
 def test_actions_that_are_no_numbers_are_bad_samples(tmp_path: Path) -> None:
     folder = drawing.write_shards(tmp_path / "arm", [4] * 3)
     stream = one_source(tmp_path, {"shards": folder, "use": "action"}, max_bad_share=0.5)
@@ -229,9 +331,9 @@ def test_actions_that_are_no_numbers_are_bad_samples(tmp_path: Path) -> None:
     for step, bad in ((0, True), (2, True), (3, False)):
         if bad:
             with pytest.raises(DataError, match="not finite"):
-                source.chunk(1, step)
+                source.read(1, step)
         else:
-            assert source.chunk(1, step).action[0, 0] == drawing.number_of(1, 3)
+            assert source.read(1, step)[0].action[0, 0] == drawing.number_of(1, 3)
 
 
 @pytest.mark.parametrize(("change", "message"), [("gone", "vanished"), ("other", "changed")])
@@ -250,18 +352,35 @@ def test_a_shard_that_goes_away_or_changes_is_named(tmp_path: Path, change: str,
         one_source(tmp_path, source)
 
 
-def test_clips_are_decoded_once_a_window_and_in_bounded_memory(tmp_path: Path) -> None:
-    folder = drawing.write_shards(tmp_path / "arm", [6] * 8, per_shard=1)
+def test_clips_are_decoded_once_and_in_bounded_memory(tmp_path: Path) -> None:
+    folder = drawing.write_shards(tmp_path / "arm", [6] * 40, per_shard=1)
     source = {"shards": folder, "use": "action"}
-    one = one_source(tmp_path, source, window_shards=2)
+    one = one_source(tmp_path, source, shuffle_frames=24)
     expected = drawn_numbers(one, epochs=2)
-    assert one.decoded_per_used == 1.0
-    assert len(one.sources[0].cache._held) == 2
+    # Only the clips at the ends of an epoch are decoded twice.
+    assert 1.0 <= one.decoded_per_used <= 1.2
+    assert one.sources[0].cache.frames == 2 * (24 + 6)
     # Without memory the frames are the same, and more are decoded for them.
-    none = one_source(tmp_path, source, window_shards=2, cache_mb=0)
+    none = one_source(tmp_path, source, shuffle_frames=24, cache_mb=0)
     assert drawn_numbers(none, epochs=2) == expected
     assert none.decoded_per_used > 2
-    assert not none.sources[0].cache._held
+    assert none.sources[0].cache.frames == 0
+
+
+def test_workers_share_what_is_decoded(tmp_path: Path) -> None:
+    folder = drawing.write_shards(tmp_path / "arm", [12] * 24, per_shard=4)
+    decoded = []
+    for workers in (1, 3):
+        stream = one_source(tmp_path, {"shards": folder, "use": "action"}, shuffle_frames=96)
+        loader = MixtureLoader(stream, batch_size=4, workers=workers, steps=72)
+        numbers = [
+            drawing.read_picture(image[0].numpy()) for batch in loader for group in batch for image in group.images
+        ]
+        assert sorted(numbers) == [drawing.number_of(c, t) for c in range(24) for t in range(12)]
+        decoded.append(stream.decoded_per_used)
+    assert decoded[0] < 1.5
+    # Each for itself, three workers would decode nearly every clip three times.
+    assert decoded[1] < 2.2
 
 
 def test_remote_shards_come_through_a_bounded_copy(s3: str, tmp_path: Path) -> None:
@@ -308,8 +427,6 @@ def test_copies_stay_within_their_bound_and_may_be_lost(tmp_path: Path) -> None:
 
 
 def test_the_unit_is_converted_in_sight(spec: dict, tmp_path: Path) -> None:
-    from pyramid.mixture.verbs import mix_show, mix_what_if
-
     changed = {**copy.deepcopy(spec), "unit": "hours"}
     (tmp_path / "hours.yaml").write_text(dump_yaml(changed))
     shown = mix_show(str(tmp_path / "hours.yaml"), statistics=True)

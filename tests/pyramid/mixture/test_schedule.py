@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyramid.mixture.order import ItemOrder
 from pyramid.mixture.schedule import MAX_PERIOD, Piece, Schedule, chairman_sequence, rounded
+from pyramid.rng import rng
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=2, max_size=7)
 
@@ -47,7 +48,7 @@ def test_looking_up_equals_counting(weights: list[int], n: int) -> None:
         assert plan.counts(far + 1)[f"s{source}"] == rank + 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(WEIGHTS, st.integers(1, 900))
 def test_the_deviation_that_is_reported_is_the_true_one(weights: list[int], draws: int) -> None:
     plan = Schedule(shares_of(weights))
@@ -144,37 +145,67 @@ def test_a_change_leaves_everything_before_it_alone(
         assert one.tolist() == other.tolist()
 
 
-SHARDS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+SHARDS = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=10).filter(
+    lambda shards: any(any(shard) for shard in shards)
+)
+"""Items of every clip of every shard; clips without any are there, too."""
 
 
-@given(st.integers(0, 5), SHARDS, st.integers(1, 5), st.integers(0, 3))
-def test_each_item_once_an_epoch(seed: int, sizes: list[int], window: int, epoch: int) -> None:
-    order, n = ItemOrder(seed, "arm", np.array(sizes), window=window), sum(sizes)
+def order_of(shards: list[list[int]], *, seed: int = 1, name: str = "arm", window: int, spread: int = 9) -> ItemOrder:
+    items = np.array([n for shard in shards for n in shard])
+    numbers = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
+    # A clip has a frame more than labelled steps.
+    return ItemOrder(seed, name, items, items + 1, numbers, window=window, spread=spread)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 5), SHARDS, st.integers(1, 5), st.integers(1, 40), st.integers(0, 3))
+def test_each_item_once_an_epoch(seed: int, shards: list[list[int]], window: int, spread: int, epoch: int) -> None:
+    n = sum(map(sum, shards))
+    order, again = (order_of(shards, seed=seed, window=window, spread=spread) for _ in range(2))
     found = [order.at(epoch * n + i) for i in range(n)]
     assert sorted(found) == list(range(n))
-    again = ItemOrder(seed, "arm", np.array(sizes), window=window)
     for place in reversed(range(n)):
         assert again.at(epoch * n + place) == found[place]
+    # Many at once, over the end of the epoch, in any order.
+    ranks = rng(seed, "ranks").permutation(np.arange(epoch * n, epoch * n + 2 * n))
+    assert again.at_many(ranks).tolist() == [order.at(rank) for rank in ranks.tolist()]
 
 
+@settings(deadline=None)
 @given(SHARDS, st.integers(1, 5))
-def test_a_window_holds_whole_shards_and_no_more_than_it_may(sizes: list[int], window: int) -> None:
-    order = ItemOrder(1, "arm", np.array(sizes), window=window)
+def test_a_window_holds_whole_shards_and_no_more_than_it_may(shards: list[list[int]], window: int) -> None:
+    order, sizes = order_of(shards, window=window), [sum(shard) for shard in shards]
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    shards: dict[int, set[int]] = {}
+    seen: dict[int, set[int]] = {}
     for rank in range(sum(sizes)):
         _, number, _ = order.locate(rank)
-        shards.setdefault(number, set()).add(int(shard_of[order.at(rank)]))
-    for number, found in shards.items():
-        assert found == set(order.shards_of(0, number).tolist())
+        seen.setdefault(number, set()).add(int(shard_of[order.at(rank)]))
+    for number, found in seen.items():
+        assert found == {s for s in order.shards_of(0, number).tolist() if sizes[s]}
         assert len(found) <= window
-    assert sorted(s for found in shards.values() for s in found) == list(range(len(sizes)))
+    assert sum(len(found) for found in seen.values()) == sum(size > 0 for size in sizes)
+
+
+def test_the_items_of_a_clip_lie_near_each_other_and_among_those_of_others() -> None:
+    """So that few clips need to be held at a time, and no stretch is of one clip alone."""
+    shards, spread = [[10] * 20] * 10, 110
+    order = order_of(shards, window=10, spread=spread)
+    clips = np.array([order.at(rank) // 10 for rank in range(2000)])
+    places = [np.flatnonzero(clips == clip) for clip in range(200)]
+    # A clip's ten items are spread over 110 frames, which are about 100 items; on a ring, so some lie at both ends.
+    spans = np.array([min(np.ptp(p), np.ptp((p + 1000) % 2000)) for p in places])
+    assert spans.max() <= 1.5 * 100
+    assert np.median(spans) > 50
+    for start in range(0, 2000, 20):
+        assert len(set(clips[start : start + 20].tolist())) >= 6
+    # Neighbours in time come from all over the window, not from one shard.
+    assert min(len(set((clips[start : start + 20] // 20).tolist())) for start in range(0, 2000, 20)) >= 3
 
 
 def test_epochs_sources_and_seeds_have_orders_of_their_own() -> None:
-    sizes = np.array([10] * 5)
     orders = [
-        tuple(ItemOrder(seed, name, sizes, window=2).at(epoch * 50 + i) for i in range(50))
+        tuple(order_of([[10]] * 5, seed=seed, name=name, window=2).at(epoch * 50 + i) for i in range(50))
         for seed in (0, 1)
         for name in ("a", "b")
         for epoch in (0, 1)
