@@ -5,7 +5,7 @@ Where windows start and how votes join is in `idm.windows`; decoding is left to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +14,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idm.config import WindowConfig
-from idm.model import InverseDynamicsModel, as_input
-from idm.windows import Votes, vote, window_starts
+from idm.joining import JoinRule
+from idm.model import Confidence, InverseDynamicsModel
+from idm.windows import Votes, vote, window_frames, window_starts
 from pyramid.nn.transfer import on_device
 
-__all__ = ["ClipActions", "calibrate", "predict_chunks", "predict_clip"]
+__all__ = ["ClipActions", "ClipInput", "Spans", "predict_chunks", "predict_clip", "with_spread"]
 
 _BATCH = 32
 """Every pass has exactly this many windows: kernels may round differently for another shape."""
-_LEAST_SPREAD = 1e-3
-"""Smallest calibrated error, normalised units; a label is never certain."""
+Spans = Sequence[tuple[int, int]]
+"""Stretches of steps without a cut, (first step, past the last)."""
+Chunks = dict[int, NDArray[np.float32]]
+"""Start of a window -> float32 [draws, H, D], normalised units."""
+
+
+class ClipInput(NamedTuple):
+    """What a model is given of one clip."""
+
+    frames: Tensor
+    """uint8 [T, 3, P, P], one per step."""
+    spans: Spans
+    """Shots."""
+    state: NDArray[np.float32] | None = None
+    """float32 [T, S], standardised, NaN rows where unknown; None if there are none."""
+    every: int = 1
+    """Steps between frames, see `idm.windows.Steps`; windows start at such steps only."""
 
 
 class ClipActions(NamedTuple):
@@ -36,103 +52,79 @@ class ClipActions(NamedTuple):
     std: NDArray[np.float32]
     """float32 [P, D], normalised units, > 0."""
     n_votes: NDArray[np.int64]
-    """int64 [P]: votes, >= 1."""
+    """int64 [P]: windows that voted, >= 1."""
 
 
 @torch.inference_mode()
 def predict_chunks(
-    model: InverseDynamicsModel, frames: Tensor, starts: Sequence[int], windows: WindowConfig, embodiment: str
-) -> dict[int, NDArray[np.float32]]:
-    """Predicts every window of a clip, in passes of one constant shape.
+    model: InverseDynamicsModel, clip: ClipInput, windows: WindowConfig, embodiment: str
+) -> list[tuple[int, int, Chunks]]:
+    """Predicts every window of a clip, in passes of one constant shape; each frame is looked at once.
 
     Args:
         model: in eval mode, on any device.
-        frames: uint8 [T, 3, S, S], one per step.
-        starts: steps at which windows begin.
+        clip: frames and shots.
         windows: the shape of a window.
         embodiment: whose actions.
 
     Returns:
-        start -> float32 [H, D], normalised units.
+        For each shot with a window: its first step, past its last, and its chunks by start within it.
     """
-    device = next(model.parameters()).device
-    out: dict[int, NDArray[np.float32]] = {}
-    for first in range(0, len(starts), _BATCH):
-        part = list(starts[first : first + _BATCH])
-        padded = part + part[:1] * (_BATCH - len(part))
-        index = torch.tensor([[start + step for step in windows.frames] for start in padded])
-        chunks = model(as_input(on_device(frames[index], device)), embodiment).float().cpu().numpy()
-        out |= dict(zip(part, chunks, strict=False))
+    device, out = next(model.parameters()).device, []
+    spans = [(first, last) for first, last in clip.spans if last - first > windows.horizon]
+    if not spans:
+        return []
+    looked = torch.cat(
+        [_looked(model, clip.frames[i : i + _BATCH], device) for i in range(0, len(clip.frames), _BATCH)]
+    )
+    stride = -(-windows.stride // clip.every) * clip.every
+    for first, last in spans:
+        starts, chunks = window_starts(last - first, windows.horizon, stride), Chunks()
+        for at in range(0, len(starts), _BATCH):
+            part = starts[at : at + _BATCH]
+            padded = part + part[:1] * (_BATCH - len(part))
+            seen = [window_frames(first + start, first, last, windows) for start in padded]
+            index = torch.tensor([steps for steps, _ in seen], device=looked.device)
+            present = torch.tensor([there for _, there in seen], device=device)
+            state = None
+            if clip.state is not None:
+                state = torch.from_numpy(clip.state[[first + start for start in padded]]).to(device)
+            acted = model(looked[index], present, state, embodiment).float().cpu().numpy()
+            chunks |= {start: acted[:, row] for row, start in enumerate(part)}
+        out.append((first, last, chunks))
     return out
 
 
+def _looked(model: InverseDynamicsModel, frames: Tensor, device: torch.device) -> Tensor:
+    padded = torch.cat([frames, frames[:1].expand(_BATCH - len(frames), -1, -1, -1)])
+    return model.look(on_device(padded, device))[: len(frames)]
+
+
 def predict_clip(
-    model: InverseDynamicsModel,
-    frames: Tensor,
-    spans: Iterable[tuple[int, int]],
-    windows: WindowConfig,
-    embodiment: str,
-    *,
-    every: int = 1,
+    model: InverseDynamicsModel, clip: ClipInput, windows: WindowConfig, embodiment: str, rule: JoinRule | None = None
 ) -> ClipActions:
     """Labels the steps of one clip; spans too short for a window are left out.
 
     Args:
         model: in eval mode.
-        frames: uint8 [T, 3, S, S], one per step.
-        spans: stretches without a cut, (first step, past the last).
+        clip: frames and shots.
         windows: the shape of a window.
         embodiment: whose actions.
-        every: steps between frames, see `idm.windows.Steps`; windows start at such steps only.
+        rule: which dimensions are rotations or switches.
     """
-    stride = -(-windows.stride // every) * every
-    spread = model.error_spread(embodiment).detach().cpu().numpy()
-    none, no_rows = np.zeros(0, np.int64), np.zeros((0, spread.shape[1]), np.float32)
+    known = model.confidence(embodiment)
+    weights, none = known.weights.detach().cpu().numpy(), np.zeros(0, np.int64)
+    no_rows = np.zeros((0, weights.shape[1]), np.float32)
     parts = [ClipActions(none, no_rows, no_rows, none)]
-    for first, last in spans:
-        starts = window_starts(last - first, windows.horizon, stride)
-        if starts:
-            chunks = predict_chunks(model, frames[first:last], starts, windows, embodiment)
-            parts.append(_with_spread(vote(chunks, last - first), spread, first))
+    for first, last, chunks in predict_chunks(model, clip, windows, embodiment):
+        votes = vote(chunks, last - first, weights, rule)
+        steps = first + np.arange(len(votes.n_votes))
+        parts.append(ClipActions(steps, votes.mean, with_spread(votes, known), votes.n_votes))
     return ClipActions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _with_spread(votes: Votes, spread: NDArray[np.float32], first: int) -> ClipActions:
+def with_spread(votes: Votes, known: Confidence) -> NDArray[np.float32]:
+    """Returns the standard deviation of joined votes, float32 [P, D]: their variance, and what calibration found."""
+    spread, factor = known.spread.detach().cpu().numpy(), known.factor.detach().cpu().numpy()
     beyond = np.where(votes.n_votes[:, None] > 1, spread[1], spread[0])
-    std = np.sqrt(votes.variance + beyond**2)
-    return ClipActions(first + np.arange(len(votes.n_votes)), votes.mean, std, votes.n_votes)
-
-
-@torch.no_grad()
-def calibrate(
-    model: InverseDynamicsModel,
-    embodiment: str,
-    clips: Iterable[tuple[Tensor, NDArray[np.float32], Sequence[tuple[int, int]]]],
-    windows: WindowConfig,
-) -> None:
-    """Measures the error of single and of joined votes, and stores both in the model.
-
-    Votes that agree may agree on a wrong action, and a single vote has no variance; what is stored makes up for both:
-    the mean squared error of single votes, and that of joined ones less their variance.
-
-    Args:
-        model: in eval mode; its `error_spread` is overwritten.
-        embodiment: whose error.
-        clips: frames uint8 [T, 3, S, S], true actions float32 [T, D] in normalised units, and spans, of each clip.
-        windows: the shape of a window.
-    """
-    single, joined = [], []
-    for frames, truth, spans in clips:
-        for first, last in spans:
-            starts = window_starts(last - first, windows.horizon, windows.stride)
-            if not starts:
-                continue
-            chunks = predict_chunks(model, frames[first:last], starts, windows, embodiment)
-            single += [(chunk - truth[first + at :][: windows.horizon]) ** 2 for at, chunk in chunks.items()]
-            votes = vote(chunks, last - first)
-            excess = (votes.mean - truth[first : last - 1]) ** 2 - votes.variance
-            joined.append(excess[votes.n_votes > 1])
-    alone = np.concatenate(single).mean(0)
-    beyond = np.concatenate(joined).mean(0) if sum(map(len, joined)) else alone
-    spread = np.sqrt(np.maximum(np.stack([alone, beyond]), _LEAST_SPREAD**2))
-    model.error_spread(embodiment).copy_(torch.from_numpy(spread.astype(np.float32)))
+    return np.asarray(np.sqrt(votes.variance + beyond**2) * factor, np.float32)

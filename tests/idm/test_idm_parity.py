@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from idm.dreams import SpaceToDepth, read_dreams
+from idm.dreams import read_dreams
 from idm.parity import main, measure
+from idm.vision import SpaceToDepth
 from pyramid.errors import DataError
 from pyramid.nn.reference import read_reference
 
