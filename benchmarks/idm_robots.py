@@ -7,6 +7,7 @@ stands beside every figure.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from pyramid.shards.pack import pack
 from pyramid.sim import SimConfig, make_dataset
 from pyramid.table import format_table
 
-HEADER = ["task", "noise", "R2 step", "R2 4-step mean", "R2 unvoted", "spread ratio", "lag", "coverage", "error / mean action"]
+HEADER = ["task", "noise", "R2", "R2, 4-step means", "R2, no votes", "spread ratio", "lag", "coverage", "error share"]
+"""The last: mean squared error of labels as a share of that of the mean action."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for data, shards and models; kept")
+    parser.add_argument("--out", type=Path, help="folder for data, shards and models, which are kept; default: none is")
     parser.add_argument("--tasks", nargs="*", default=["push-v3"], help="of Meta-World")
     parser.add_argument("--noises", nargs="*", type=float, default=[0.0, 0.3], help="on the expert's actions")
     parser.add_argument("--episodes", type=int, default=50, help="of each task; half of them train")
@@ -34,6 +36,12 @@ def main() -> None:
     parser.add_argument("--preset", default="idm/tiny")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further options of the model")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.out = arguments.out or Path(folder)
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
     options: dict[str, Any] = dict(entry.split("=", 1) for entry in arguments.set)
     options |= {"trainer.max_steps": arguments.steps} if arguments.steps else {}
     if arguments.lerobot:

@@ -83,7 +83,7 @@ def describe_embodiments(
     demonstrations: Sequence[Demonstration],
     normalizers: Mapping[str, Normalizer],
     states: Mapping[str, Normalizer],
-    modality: Sequence[str] = (),
+    modality: str | Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Returns what a model folder keeps of each embodiment, as plain data.
 
@@ -119,7 +119,7 @@ def describe_embodiments(
     return out
 
 
-def _by_name(modality: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def _by_name(modality: str | Sequence[str], names: Sequence[str]) -> dict[str, str]:
     found = {}
     for entry in [modality] if isinstance(modality, str) else modality:
         name, mark, path = entry.partition("=")

@@ -202,7 +202,7 @@ class IDMLabeler:
 
         Raises:
             SkipItemError: a clip of another embodiment (``embodiment``) or with other views (``views``), without frames
-                at the model's rate (``rate``) or states that it needs (``state``), or without a whole window (``short``).
+                at the model's rate (``rate``) or states that it needs (``state``), or with no whole window (``short``).
         """
         ready = (clip if isinstance(clip, ClipSteps) else self.prepare(clip) for clip in clips)
         return [self._table(clip, self._predict(clip, self.config.windows)) for clip in ready]

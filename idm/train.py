@@ -144,7 +144,7 @@ def train_idm(
     resume: bool = True,
     limit: int | None = None,
     dry_run: bool = False,
-    modality: Sequence[str] = (),
+    modality: str | Sequence[str] = (),
     **overrides: Any,
 ) -> TrainResult:
     """Trains an inverse dynamics model on the ``train`` clips that have measured actions.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from idm.config import ModelConfig, WindowConfig
 from pyramid.errors import ConfigError, DataError
@@ -118,6 +117,9 @@ class SiglipEyes(nn.Module):
     """
 
     def __init__(self, model: ModelConfig, windows: WindowConfig, width: int) -> None:
+        # Imported late: it takes seconds, and a CNN needs none of it.
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
         super().__init__()
         v, self.width = model.vision, width
         self.tower = SiglipVisionModel(
@@ -161,6 +163,8 @@ class SiglipEyes(nn.Module):
         Raises:
             ConfigError: no such model, or one of other sizes; what does not fit is named.
         """
+        from transformers import SiglipVisionModel
+
         try:
             found = SiglipVisionModel.from_pretrained(name, trust_remote_code=False)
             own = self.tower.state_dict()

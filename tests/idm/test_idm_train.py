@@ -16,12 +16,12 @@ from idm.config import GateConfig, HeadConfig, IDMConfig, ModelConfig, VisionCon
 from idm.data import WindowSampler, fit_normalizers, fit_states, load_demonstrations
 from idm.evaluate import evaluate_idm
 from idm.label import load
-from idm.model import Confidence, InverseDynamicsModel, augmented
+from idm.model import Confidence, augmented
 from idm.predict import ClipInput, predict_clip
 from idm.train import hold_aside, train_idm
 from pyramid.config import resolve
 from pyramid.errors import ConfigError, DataError, SkipItemError
-from pyramid.labels.protocol import BASE_FIELDS, FLAG_GATED, FLAG_SHORT, Labeler
+from pyramid.labels.protocol import BASE_FIELDS, FLAG_SHORT, Labeler
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames
 from pyramid.shards.reader import ShardSet
