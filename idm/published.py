@@ -21,6 +21,8 @@ _HEAD_WIDTH = 64
 """Width of an attention head in every release; weights do not tell it."""
 _MAX_BYTES = 16 * 2**30
 _TOWER = "siglip_model.vision_model."
+_MIXERS = ("vl_self_attention", "vl_self_attention_model")
+"""What releases call the self-attention over visual tokens; each has one of them."""
 
 
 def read_checkpoint(folder: str) -> DreamsIDM:
@@ -89,7 +91,10 @@ def layout_of(weights: Mapping[str, Tensor], declared: Mapping[str, Any]) -> dic
         | dict(declared.get("siglip_vision") or {}),
         "dit": {**own, "output_dim": dit_out, "num_layers": _count(weights, "model.transformer_blocks.")}
         | dict(declared.get("dit") or {}),
-        "vl_self_attention": {**own, "num_layers": _count(weights, "vl_self_attention.transformer_blocks.")}
+        "vl_self_attention": {
+            **own,
+            "num_layers": sum(_count(weights, f"{name}.transformer_blocks.") for name in _MIXERS),
+        }
         | dict(declared.get("vl_self_attention") or {}),
     }
 

@@ -28,7 +28,9 @@ def split_views(pictures: Tensor, config: ModelConfig) -> Tensor:
         y, x = round(top * edge), round(left * edge)
         view = flat[..., y : y + round(height * edge), x : x + round(width * edge)]
         if view.shape[-2:] != (side, side):
-            view = nn.functional.interpolate(view, (side, side), mode="bilinear", antialias=True)
+            # Through float: a GPU resizes no bytes.
+            resized = nn.functional.interpolate(view.float(), (side, side), mode="bilinear", antialias=True)
+            view = resized.round().to(pictures.dtype)
         cut.append(view)
     return torch.stack(cut, dim=1).reshape(*lead, len(cut), 3, side, side)
 
