@@ -90,6 +90,10 @@ def test_views_are_cut_out_of_one_picture():
     assert views.shape == (2, 3, 3, 32, 32)
     assert [int(views[0, v].float().mean()) for v in range(3)] == [0, 1, 2]
     assert float(views.float().std((-1, -2)).max()) == 0
+    with pytest.raises(ValueError, match=r"\(0\.5, 0\.0, 0\.6, 0\.5\) is not inside"):
+        ModelConfig(views=((0.5, 0.0, 0.6, 0.5),))
+    with pytest.raises(ValueError, match="at most 6, got 7"):
+        ModelConfig(views=boxes[:1] * 7)
 
 
 def test_the_context_is_mixed_once_per_window_not_once_per_step(monkeypatch):

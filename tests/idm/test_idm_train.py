@@ -357,7 +357,6 @@ def test_evaluation_counts_what_it_cannot_label(tmp_path, model_dir):
         (HeadConfig, {"width": 100}),
         (GateConfig, {"max_std": 0}),
         (ModelConfig, {"image_size_px": 30}),
-        (ModelConfig, {"views": ((0.5, 0.0, 0.6, 0.5),)}),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_value(config, options):
