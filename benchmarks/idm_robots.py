@@ -7,6 +7,7 @@ stands beside every figure.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from dataclasses import replace
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--lerobot", help="a LeRobot data set with modality.json, in place of Meta-World")
     parser.add_argument("--steps", type=int, help="training steps, in place of the preset's")
     parser.add_argument("--preset", default="idm/tiny")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further options of the model")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="further options of the model")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         arguments.out = arguments.out or Path(folder)
@@ -42,7 +43,9 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    options: dict[str, Any] = dict(entry.split("=", 1) for entry in arguments.set)
+    options: dict[str, Any] = {
+        key: json.loads(value) for key, value in (entry.split("=", 1) for entry in arguments.set)
+    }
     options |= {"trainer.max_steps": arguments.steps} if arguments.steps else {}
     if arguments.lerobot:
         real_robot(arguments.lerobot, arguments.out, arguments.preset, options)
