@@ -5,7 +5,7 @@ Only clips with measured actions are used. Decoding is left to `pyramid.shards.f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,13 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idm.config import WindowConfig
-from idm.windows import segments, step_frames, window_starts
+from idm.windows import segments, step_frames, window_frames, window_starts
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.normalize import Normalizer, fit_normalizer
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames
 
-__all__ = ["Demonstration", "WindowGroup", "WindowSampler", "fit_normalizers", "load_demonstrations", "training_rate"]
+__all__ = [
+    "Demonstration",
+    "WindowGroup",
+    "WindowSampler",
+    "fit_normalizers",
+    "fit_states",
+    "load_demonstrations",
+    "standardised",
+    "training_rate",
+]
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,10 @@ class Demonstration:
     """Frame of each step."""
     action: NDArray[np.float32]
     """float32 [T, D], physical units; row t acts from step t to step t + 1."""
-    starts: list[int]
-    """Steps at which a whole window begins."""
+    state: NDArray[np.float32] | None
+    """float32 [T, S], physical units, NaN rows where unknown; None without proprioception."""
+    starts: list[tuple[int, int, int]]
+    """Each window: its first step, and the shot around it, (first step, past the last)."""
 
 
 class WindowGroup(NamedTuple):
@@ -46,9 +57,13 @@ class WindowGroup(NamedTuple):
     embodiment: str
     """Its name."""
     frames: Tensor
-    """uint8 [B, K, 3, S, S], RGB."""
+    """uint8 [B, K, 3, P, P], RGB."""
+    present: Tensor
+    """float32 [B, K]: 1 for a frame that is there."""
     action: Tensor
     """float32 [B, H, D], normalised units."""
+    state: Tensor | None
+    """float32 [B, 2, S]: standardised state at the window's first step and at its end, NaN where unknown."""
 
 
 def training_rate(rows: Sequence[dict[str, Any]], wanted_hz: float | None) -> float:
@@ -83,12 +98,13 @@ def load_demonstrations(clips: ClipFrames, windows: WindowConfig, rate_hz: float
         except SkipItemError:
             continue
         starts = [
-            first + start
+            (first + start, first, last)
             for first, last in segments(frames, row["cuts"] or ())
             for start in window_starts(last - first, windows.horizon)
         ]
         if sample.action is not None and starts and np.isfinite(sample.action[frames]).all():
-            found.append(Demonstration(clip, row["embodiment"], frames, sample.action[frames], starts))
+            state = None if sample.state is None else sample.state[frames]
+            found.append(Demonstration(clip, row["embodiment"], frames, sample.action[frames], state, starts))
     if not found:
         raise DataError(
             f"none of the {len(clips)} clips with actions has {windows.horizon + 1} frames at {rate_hz:g} Hz; "
@@ -103,14 +119,37 @@ def fit_normalizers(demonstrations: Sequence[Demonstration]) -> dict[str, Normal
     Raises:
         DataError: an embodiment whose actions differ in dimension.
     """
+    return {
+        name: fit_normalizer(np.concatenate([d.action[:-1] for d in own]), "q01_q99")
+        for name, own in _by_embodiment(demonstrations, "actions", lambda d: d.action.shape[1])
+    }
+
+
+def fit_states(demonstrations: Sequence[Demonstration]) -> dict[str, Normalizer]:
+    """Fits mean and spread of the states of each embodiment whose demonstrations all have them.
+
+    Raises:
+        DataError: an embodiment whose states differ in dimension.
+    """
     out = {}
-    for name in sorted({d.embodiment for d in demonstrations}):
-        actions = [d.action[:-1] for d in demonstrations if d.embodiment == name]
-        widths = sorted({a.shape[1] for a in actions})
-        if len(widths) > 1:
-            raise DataError(f"embodiment '{name}' has actions of {widths} dimensions; name its variants apart")
-        out[name] = fit_normalizer(np.concatenate(actions), "q01_q99")
+    for name, own in _by_embodiment(demonstrations, "states", lambda d: 0 if d.state is None else d.state.shape[1]):
+        states = [d.state for d in own if d.state is not None]
+        rows = np.concatenate(states) if states else np.zeros((0, 0))
+        rows = rows[np.isfinite(rows).all(1)]
+        if rows.size:
+            out[name] = fit_normalizer(rows, "mean_std")
     return out
+
+
+def _by_embodiment(
+    demonstrations: Sequence[Demonstration], what: str, width: Callable[[Demonstration], int]
+) -> Iterator[tuple[str, list[Demonstration]]]:
+    for name in sorted({d.embodiment for d in demonstrations}):
+        own = [d for d in demonstrations if d.embodiment == name]
+        widths = sorted({width(d) for d in own})
+        if len(widths) > 1:
+            raise DataError(f"embodiment '{name}' has {what} of {widths} dimensions; name its variants apart")
+        yield name, own
 
 
 class WindowSampler:
@@ -119,7 +158,8 @@ class WindowSampler:
     Args:
         clips: where the frames are.
         demonstrations: windows to draw from.
-        normalizers: of each embodiment.
+        normalizers: of each embodiment's actions.
+        states: of each embodiment's states, where it has any.
         windows: shape of a window.
         seed: seed of the whole order.
         batch_size: windows per step.
@@ -129,13 +169,15 @@ class WindowSampler:
         self,
         clips: ClipFrames,
         demonstrations: Sequence[Demonstration],
-        normalizers: dict[str, Normalizer],
+        normalizers: Mapping[str, Normalizer],
+        states: Mapping[str, Normalizer],
         windows: WindowConfig,
         *,
         seed: int,
         batch_size: int,
     ) -> None:
-        self.clips, self.demonstrations, self.normalizers = clips, list(demonstrations), normalizers
+        self.clips, self.demonstrations = clips, list(demonstrations)
+        self.normalizers, self.states = normalizers, states
         self.windows, self.seed, self.batch_size = windows, seed, batch_size
         self._ends = np.cumsum([len(d.starts) for d in self.demonstrations])
 
@@ -144,20 +186,34 @@ class WindowSampler:
         drawn = rng(self.seed, "window", step).integers(self._ends[-1], size=self.batch_size)
         chosen = [self.window(int(number)) for number in drawn]
         return [
-            WindowGroup(
-                name,
-                torch.stack([frames for owner, frames, _ in chosen if owner == name]),
-                torch.stack([action for owner, _, action in chosen if owner == name]),
-            )
-            for name in sorted({owner for owner, _, _ in chosen})
+            _stacked(name, [one for owner, one in chosen if owner == name])
+            for name in sorted({owner for owner, _ in chosen})
         ]
 
-    def window(self, number: int) -> tuple[str, Tensor, Tensor]:
-        """Returns window ``number`` of all: embodiment, frames uint8 [K, 3, S, S], normalised actions [H, D]."""
+    def window(self, number: int) -> tuple[str, tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """Returns window ``number`` of all: its embodiment, and what a `WindowGroup` has of each window."""
         place = int(np.searchsorted(self._ends, number, side="right"))
         demonstration = self.demonstrations[place]
-        start = demonstration.starts[number - int(self._ends[place])]
-        seen = [demonstration.frames[start + step] for step in self.windows.frames]
-        action = demonstration.action[start : start + self.windows.horizon]
-        normalised = self.normalizers[demonstration.embodiment].normalize(action)
-        return demonstration.embodiment, self.clips.frames(demonstration.clip, seen), torch.from_numpy(normalised)
+        start, first, last = demonstration.starts[number - int(self._ends[place])]
+        steps, present = window_frames(start, first, last, self.windows)
+        name, end = demonstration.embodiment, start + self.windows.horizon
+        action = self.normalizers[name].normalize(demonstration.action[start:end])
+        state = None
+        if name in self.states and demonstration.state is not None:
+            state = torch.from_numpy(standardised(self.states[name], demonstration.state[[start, end]]))
+        frames = self.clips.frames(demonstration.clip, [demonstration.frames[step] for step in steps])
+        return name, (frames, torch.tensor(present), torch.from_numpy(action), state)
+
+
+def standardised(normalizer: Normalizer, states: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Standardises states, float32 [..., S]; a row with a number that is not finite becomes all NaN: unknown."""
+    known = np.isfinite(states).all(-1, keepdims=True)
+    return np.where(known, normalizer.normalize(np.nan_to_num(states)), np.nan).astype(np.float32)
+
+
+def _stacked(name: str, windows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]]) -> WindowGroup:
+    frames, present, action, states = zip(*windows, strict=True)
+    known = [state for state in states if state is not None]
+    return WindowGroup(
+        name, torch.stack(frames), torch.stack(present), torch.stack(action), torch.stack(known) if known else None
+    )

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from idm.heads import FlowHead
+from idm.vision import double_downsample
 from pyramid.errors import DataError
-from pyramid.nn.attention import KeyValue, SelfAttentionStack
-from pyramid.nn.dit import DiTConfig, build_dit
-from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP
-from pyramid.nn.flow import euler_sample, interpolate, masked_mean, time_bucket
+from pyramid.nn.attention import KeyValue
+from pyramid.nn.dit import DiTConfig
+from pyramid.nn.flow import interpolate, masked_mean, time_bucket
 from pyramid.nn.published import rename_weights, slot_name
 
 __all__ = ["DreamsIDM", "read_dreams"]
@@ -35,46 +36,34 @@ _OTHERS = {
 }
 
 
-class SpaceToDepth(nn.Module):
-    """Joins each 2x2 square of a square grid of tokens into one token four times as wide."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps float [I, S * S, W], S even, to float [I, S * S / 4, 4 W]; columns before rows, as published."""
-        side = round(x.shape[1] ** 0.5)
-        if side * side != x.shape[1] or side % 2:
-            raise DataError(f"{x.shape[1]} visual tokens are no square grid with an even side")
-        grid = x.view(len(x), side // 2, 2, side // 2, 2, x.shape[2])
-        return grid.permute(0, 3, 1, 2, 4, 5).reshape(len(x), side * side // 4, 4 * x.shape[2])
-
-
-class DreamsIDM(nn.Module):
+class DreamsIDM(FlowHead):
     """Frames to the actions between them: SigLIP tower, projector, self-attention, flow-matching DiT."""
 
     def __init__(self, config: Mapping[str, Any], n_slots: int, action_dim: int) -> None:
-        super().__init__()
         width, dit, mixer = int(config["hidden_size"]), config["dit"], config["vl_self_attention"]
-        self.horizon, self.sample_steps = int(config["action_horizon"]), int(config["num_inference_timesteps"])
-        self.vision = SiglipVisionModel(SiglipVisionConfig(**config["siglip_vision"], vision_use_head=False))
-        self.vision_out = nn.Linear(int(config["siglip_hidden_size"]), width)
-        self.projector = nn.Sequential(*_downsample(width), *_downsample(width))
-        self.view = nn.Embedding(int(config["max_num_views"]), width)
-        self.context_mixer = SelfAttentionStack(width, int(mixer["num_attention_heads"]), int(mixer["num_layers"]))
-        self.dit = build_dit(
-            DiTConfig(
+        horizon = int(config["action_horizon"])
+        super().__init__(
+            {slot_name(i): action_dim for i in range(n_slots)},
+            width=width,
+            heads=int(mixer["num_attention_heads"]),
+            mixer_layers=int(mixer["num_layers"]),
+            dit=DiTConfig(
                 width=width,
                 layers=int(dit["num_layers"]),
                 heads=int(dit["num_attention_heads"]),
                 context_width=width,
                 out_width=int(dit["output_dim"]),
-                dropout=0.0,
-            )
+            ),
+            n_positions=int(config["max_seq_len"]),
+            horizon=horizon,
+            steps=int(config["num_inference_timesteps"]),
         )
-        names = [slot_name(i) for i in range(n_slots)]
-        self.action_encoder = ActionEncoder(dict.fromkeys(names, action_dim), width)
-        self.action_decoder = EmbodimentMLP({name: (int(dit["output_dim"]), action_dim) for name in names}, width)
-        self.position = nn.Parameter(torch.zeros(int(config["max_seq_len"]), width))
+        self.vision = SiglipVisionModel(SiglipVisionConfig(**config["siglip_vision"], vision_use_head=False))
+        self.vision_out = nn.Linear(int(config["siglip_hidden_size"]), width)
+        self.projector = double_downsample(width)
+        self.view = nn.Embedding(int(config["max_num_views"]), width)
 
-    def encode(self, images: Tensor, view_ids: Tensor) -> Tensor:
+    def see(self, images: Tensor, view_ids: Tensor) -> Tensor:
         """Maps images float [I, 3, H, W] in [-1, 1] and views int64 [I] to visual tokens float [I, N, W]."""
         features = self.vision(images).last_hidden_state
         return self.projector(self.vision_out(features)) + self.view(view_ids)[:, None]  # type: ignore[no-any-return]
@@ -91,12 +80,7 @@ class DreamsIDM(nn.Module):
             raise DataError(f"{visual.shape[0] * visual.shape[1]} visual tokens for {int(places.sum())} places")
         tokens = visual.new_zeros(*token_ids.shape, visual.shape[2])
         tokens[places] = visual.flatten(0, 1)
-        return self.dit.project_context(self.context_mixer(tokens))
-
-    def velocity(self, x: Tensor, bucket: Tensor, context: list[KeyValue], slot: str) -> Tensor:
-        """Predicts the velocity of a noisy chunk: float [B, T, D], time buckets int64 [B] -> float [B, T, D]."""
-        tokens = self.action_encoder(x, bucket, slot) + self.position[: x.shape[1]]
-        return self.action_decoder(self.dit(tokens, bucket, context), slot)  # type: ignore[no-any-return]
+        return self.encode(tokens)
 
     @torch.no_grad()
     def loss_and_sample(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +91,7 @@ class DreamsIDM(nn.Module):
         """
         if not bool((inputs["sa_token_ids"] == _ACTION_TOKEN).all()):
             raise DataError("only sequences of action tokens are known here")
-        visual = self.encode(inputs["images"], inputs["view_ids"])
+        visual = self.see(inputs["images"], inputs["view_ids"])
         keys = self.context(visual, inputs["vl_token_ids"])
         x, target = interpolate(inputs["actions"], inputs["noise"], inputs["time"])
         predicted, sampled = [], []
@@ -117,15 +101,6 @@ class DreamsIDM(nn.Module):
             predicted.append(self.velocity(x[one], time_bucket(inputs["time"][one]), own, slot))
             sampled.append(self.sample(own, inputs["noise"][one], slot))
         return masked_mean(torch.cat(predicted), target, inputs["actions_mask"], 0.0), torch.cat(sampled), visual
-
-    def sample(self, context: list[KeyValue], noise: Tensor, slot: str) -> Tensor:
-        """Turns noise, float [B, T, D], into actions in all Euler steps; the context is not encoded again."""
-        return euler_sample(lambda x, bucket: self.velocity(x, bucket, context, slot), noise, self.sample_steps)
-
-
-def _downsample(width: int) -> list[nn.Module]:
-    # Five entries, so that the published numbers of the layers are ours.
-    return [SpaceToDepth(), nn.LayerNorm(4 * width), nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width)]
 
 
 def read_dreams(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DreamsIDM:

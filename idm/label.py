@@ -6,7 +6,7 @@ Writing tables, resuming and spreading the work is left to `pyramid.labels`; thi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +14,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idm.config import IDMConfig, WindowConfig
+from idm.bodies import Body
+from idm.config import GateConfig, IDMConfig, ModelConfig, WindowConfig
 from idm.model import InverseDynamicsModel
-from idm.predict import ClipActions, ClipFrames, predict_clips
+from idm.predict import ClipActions, ClipInput, predict_clips
 from idm.windows import Steps, clip_steps, segments
 from pyramid import files
 from pyramid.config import from_dict, to_dict
 from pyramid.errors import ConfigError, SkipItemError, nearest
-from pyramid.labels.protocol import BASE_FIELDS, FLAG_SHORT
+from pyramid.labels.protocol import BASE_FIELDS, FLAG_GATED, FLAG_SHORT
 from pyramid.nn.checkpoint import load_model_files
 from pyramid.normalize import Normalizer
 from pyramid.shards.frames import cuts_of, resized_frames
 from pyramid.shards.reader import Sample
 
-__all__ = ["IDMLabeler", "load", "physical"]
+__all__ = ["IDMLabeler", "doubts", "load", "physical"]
 
 _TINY = 1e-6
 """Spread, relative to the action's size, below which a dimension counted as constant in training."""
@@ -47,7 +48,9 @@ class ClipSteps(NamedTuple):
     spans: list[tuple[int, int]]
     """Stretches of steps without a cut, (first, past the last)."""
     pixels: Tensor
-    """uint8 [steps, 3, S, S], RGB."""
+    """uint8 [steps, 3, P, P], RGB."""
+    state: NDArray[np.float32] | None
+    """float32 [steps, S], physical units; None where the clip has none or the model asks for none."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class StepFrames:
     """The shape of a window."""
     rate_hz: float
     """The model's rate, Hz."""
-    size_px: int
-    """Side of the frames, pixels."""
+    model: ModelConfig
+    """Size of the frames, and what else is asked for."""
     embodiments: tuple[str, ...]
     """Those that the model knows."""
 
@@ -70,6 +73,7 @@ class StepFrames:
             SkipItemError: see `IDMLabeler.label`.
         """
         embodiment, windows = self.embodiment_of(sample), self.windows
+        self._check_views(sample)
         try:
             steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.rate_tolerance)
         except SkipItemError as error:
@@ -80,8 +84,33 @@ class StepFrames:
                 "short",
                 f"{sample.key}: no shot of it has the {windows.horizon + 1} frames of a window at {self.rate_hz:g} Hz",
             )
-        pixels = resized_frames(sample, steps.frames, self.size_px)
-        return ClipSteps(sample.key, embodiment, sample.times_s, steps, list(spans), pixels)
+        pixels = resized_frames(sample, steps.frames, self.model.picture_px)
+        return ClipSteps(
+            sample.key, embodiment, sample.times_s, steps, list(spans), pixels, self._state(sample, steps.frames)
+        )
+
+    def _check_views(self, sample: Sample) -> None:
+        """A quadrant that became a sample of its own holds one view, whatever its name."""
+        view = sample.meta.get("view")
+        if view and len(self.model.views) > 1:
+            raise SkipItemError(
+                "views",
+                f"{sample.key} is the view '{view}' alone, the model sees {len(self.model.views)} views of one "
+                "picture; pack with --split_grid=none",
+            )
+
+    def _state(self, sample: Sample, frames: Sequence[int]) -> NDArray[np.float32] | None:
+        if self.model.state == "none":
+            return None
+        if sample.state is None and self.model.state == "required":
+            raise SkipItemError("state", f"{sample.key} has no states, and the model was trained to need them")
+        if sample.state is None:
+            return None
+        state = sample.state[frames]
+        bad = np.flatnonzero(~np.isfinite(state).all(1))
+        if len(bad) and self.model.state == "required":
+            raise SkipItemError("state", f"{sample.key}: the state at frame {frames[bad[0]]} is not a finite number")
+        return state
 
     def embodiment_of(self, sample: Sample) -> str:
         """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
@@ -98,7 +127,7 @@ class StepFrames:
 class IDMLabeler:
     """Labels clips with a trained inverse dynamics model; a `pyramid.labels` Labeler.
 
-    A clip's rows depend on that clip alone: passes always have one shape, and no window of one sees another.
+    A clip's rows depend on that clip alone: passes always have one shape, and no row of one sees another.
 
     Args:
         model: a trained model.
@@ -121,8 +150,8 @@ class IDMLabeler:
         self.model, self.config, self.weights_sha256 = model.eval(), config, weights_sha256
         self.rate_hz = config.windows.rate_hz
         self.embodiments = {name: dict(description) for name, description in embodiments.items()}
-        self.prepare = StepFrames(config.windows, self.rate_hz, config.model.image_size_px, tuple(self.embodiments))
-        self.normalizers = {name: Normalizer.from_dict(d["normaliser"]) for name, d in embodiments.items()}
+        self.prepare = StepFrames(config.windows, self.rate_hz, config.model, tuple(self.embodiments))
+        self.bodies = {name: Body.of(about) for name, about in self.embodiments.items()}
 
     def digest(self) -> str:
         """Returns the digest of everything that decides a label: weights, sizes, windows, normalisers."""
@@ -135,19 +164,29 @@ class IDMLabeler:
             "model": self.weights_sha256,
             "config": to_dict(self.config),
             "rate_hz": self.rate_hz,
-            "gap_policy": {"gap_s": 1 / self.rate_hz, "horizon": self.config.windows.horizon, "clamped": False},
+            "gap_policy": {
+                "gap_s": 1 / self.rate_hz,
+                "horizon": self.config.windows.horizon,
+                "frames_s": list(self.config.windows.offsets_s),
+                "clamped": False,
+            },
             "units": "physical",
-            "normaliser": {name: normalizer.to_dict() for name, normalizer in self.normalizers.items()},
+            "normaliser": {name: body.normalizer.to_dict() for name, body in self.bodies.items()},
+            "groups": {name: [group.to_dict() for group in body.groups] for name, body in self.bodies.items()},
         }
 
     def schema(self) -> pa.Schema:
-        """Returns the columns; ``action`` and ``action_std`` in physical units, ``short`` flags a single vote."""
+        """Returns the columns; ``action`` and ``action_std`` in physical units.
+
+        ``flags``: `FLAG_SHORT` for a single vote, `FLAG_GATED` for a label outside the limits; ``doubt`` says which.
+        """
         return pa.schema(
             [
                 *BASE_FIELDS,
                 ("action", pa.list_(pa.float32())),
                 ("action_std", pa.list_(pa.float32())),
                 ("n_votes", pa.uint8()),
+                ("doubt", pa.string()),
             ]
         )
 
@@ -156,41 +195,51 @@ class IDMLabeler:
         self.model.compile()
 
     def label(self, clips: Sequence[Sample | ClipSteps]) -> list[pa.Table]:
-        """Labels clips, one table each, rows in time order; passes are filled across clips.
-
-        The last frame of a shot has no row.
+        """Labels clips, one table each, rows in time order; the last frame of a shot has no row.
 
         Args:
             clips: what ``prepare`` returned, or samples.
 
         Raises:
-            SkipItemError: a clip of another embodiment (``embodiment``), without frames at the model's rate (``rate``)
-                or shorter than a window (``short``).
+            SkipItemError: a clip of another embodiment (``embodiment``) or with other views (``views``), without frames
+                at the model's rate (``rate``) or states that it needs (``state``), or with no whole window (``short``).
         """
         ready = [clip if isinstance(clip, ClipSteps) else self.prepare(clip) for clip in clips]
-        return [self._table(clip, actions) for clip, actions in zip(ready, self._predict(ready), strict=True)]
+        found = self._predict(ready, self.config.windows)
+        return [self._table(clip, actions) for clip, actions in zip(ready, found, strict=True)]
 
-    def predict(self, sample: Sample) -> tuple[Steps, ClipActions]:
-        """Returns the model's steps in a clip, and the labels in normalised units."""
+    def predict(self, sample: Sample) -> tuple[Steps, ClipActions, ClipActions]:
+        """Returns the model's steps in a clip, the labels in normalised units, and those that it gives without votes.
+
+        Without votes, windows lie side by side and each step is told by one of them; only the last two may overlap.
+        """
         clip = self.prepare(sample)
-        return clip.steps, self._predict([clip])[0]
+        apart = replace(self.config.windows, stride=self.config.windows.horizon)
+        return clip.steps, self._predict([clip], self.config.windows)[0], self._predict([clip], apart)[0]
 
-    def _predict(self, clips: Sequence[ClipSteps]) -> list[ClipActions]:
-        """Returns the labels of each clip; those of one embodiment, whose output network they share, go together."""
+    def _predict(self, clips: Sequence[ClipSteps], windows: WindowConfig) -> list[ClipActions]:
+        """Returns the labels of each clip; those of one embodiment, whose networks they share, go together."""
         found: dict[int, ClipActions] = {}
         for embodiment in dict.fromkeys(clip.embodiment for clip in clips):
-            own = [place for place, clip in enumerate(clips) if clip.embodiment == embodiment]
-            what = [ClipFrames(clips[i].pixels, clips[i].spans, clips[i].steps.every) for i in own]
-            found |= zip(own, predict_clips(self.model, what, self.config.windows, embodiment), strict=True)
-        return [found[place] for place in range(len(clips))]
+            body, own = self.bodies[embodiment], [n for n, clip in enumerate(clips) if clip.embodiment == embodiment]
+            seen = [
+                ClipInput(clips[n].pixels, clips[n].spans, body.state_of(clips[n].state), clips[n].steps.every)
+                for n in own
+            ]
+            found |= zip(own, predict_clips(self.model, seen, windows, embodiment, body.rule), strict=True)
+        return [found[n] for n in range(len(clips))]
 
     def embodiment_of(self, sample: Sample) -> str:
         """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
         return self.prepare.embodiment_of(sample)
 
     def _table(self, clip: ClipSteps, actions: ClipActions) -> pa.Table:
-        steps, normalizer = clip.steps, self.normalizers[clip.embodiment]
-        mean, std = physical(actions, normalizer)
+        steps, body = clip.steps, self.bodies[clip.embodiment]
+        mean, std = physical(actions, body.normalizer)
+        why = doubts(mean, std, body, self.config.gate)
+        if clip.state is not None:
+            why["state"] = np.asarray(~np.isfinite(clip.state[actions.step]).all(1))
+        gated = np.any(list(why.values()), axis=0)
         first = np.asarray(steps.frames)[actions.step]
         # A step between two frames of a slow clip lies its share of a frame after the first.
         times = clip.times_s[steps.frames] + np.arange(len(steps.frames)) % steps.every / self.rate_hz
@@ -200,10 +249,11 @@ class IDMLabeler:
             pa.array(times[actions.step], pa.float64()),
             pa.array(first, pa.int32()),
             pa.array(times[actions.step + 1] - times[actions.step], pa.float32()),
-            pa.array(np.where(lonely, FLAG_SHORT, 0), pa.uint16()),
+            pa.array(np.where(lonely, FLAG_SHORT, 0) | np.where(gated, FLAG_GATED, 0), pa.uint16()),
             pa.array(list(mean), pa.list_(pa.float32())),
             pa.array(list(std), pa.list_(pa.float32())),
             pa.array(actions.n_votes, pa.uint8()),
+            pa.array([",".join(name for name in why if why[name][row]) for row in range(len(first))], pa.string()),
         ]
         return pa.Table.from_arrays(columns, schema=self.schema())
 
@@ -215,6 +265,25 @@ def physical(actions: ClipActions, normalizer: Normalizer) -> tuple[NDArray[np.f
     return normalizer.denormalize(actions.mean), std.astype(np.float32)
 
 
+def doubts(
+    mean: NDArray[np.float32], std: NDArray[np.float32], body: Body, gate: GateConfig
+) -> dict[str, NDArray[np.bool_]]:
+    """Returns which labels lie outside the limits of trust: reason -> bool [P].
+
+    Args:
+        mean: float32 [P, D], physical units.
+        std: float32 [P, D], physical units.
+        body: what the robot did in training.
+        gate: the limits.
+    """
+    moves, room = body.moves, gate.margin * (body.high - body.low) + _TINY * np.maximum(1.0, np.abs(body.mean))
+    spread = std[:, moves] / np.maximum(body.std[moves], _TINY)
+    return {
+        "uncertain": spread.mean(1) > gate.max_std if moves.any() else np.zeros(len(mean), bool),
+        "range": np.asarray(((mean < body.low - room) | (mean > body.high + room)).any(1)),
+    }
+
+
 def load(model_dir: str, device: str = "cpu") -> IDMLabeler:
     """Returns the labeler of a trained model: the entry point ``idm`` of ``pyramid.labelers``.
 
@@ -224,6 +293,9 @@ def load(model_dir: str, device: str = "cpu") -> IDMLabeler:
     description, state = load_model_files(model_dir, "idm")
     config = from_dict(IDMConfig, description["config"])
     embodiments = description["extra"]["embodiments"]
-    model = InverseDynamicsModel(config, {name: one["action_dim"] for name, one in embodiments.items()})
+    for about in embodiments.values():
+        Body.of(about)  # a model of a former version says what it lacks before its weights do not fit
+    dims = {name: (one["action_dim"], one["state_dim"]) for name, one in embodiments.items()}
+    model = InverseDynamicsModel(config, dims)
     model.load_state_dict(state, strict=True)
     return IDMLabeler(model.to(device), config, embodiments, str(description["weights_sha256"]))

@@ -11,7 +11,16 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_lag", "calibration_error", "coverage", "r2_per_dimension", "std_ratio"]
+__all__ = [
+    "best_lag",
+    "calibration_error",
+    "coverage",
+    "r2_per_dimension",
+    "risk_coverage",
+    "rmse_per_dimension",
+    "running_mean",
+    "std_ratio",
+]
 
 Array = NDArray[np.floating]
 _LEVELS = tuple(level / 10 for level in range(1, 10))
@@ -71,3 +80,31 @@ def coverage(truth: Array, predicted: Array, std: Array, level: float) -> float:
 def calibration_error(truth: Array, predicted: Array, std: Array) -> float:
     """Returns the mean |observed - nominal| coverage over the levels .1 to .9; 0 is a perfect spread, .5 the worst."""
     return float(np.mean([abs(coverage(truth, predicted, std, level) - level) for level in _LEVELS]))
+
+
+def rmse_per_dimension(truth: Array, predicted: Array) -> list[float]:
+    """Returns the root mean squared error of each dimension, [D], in the arrays' unit."""
+    return [float(e) for e in np.sqrt(((truth - predicted) ** 2).mean(0, dtype=np.float64))]
+
+
+def running_mean(values: Array, n: int) -> Array:
+    """Returns means over ``n`` consecutive rows, [P - n + 1, D]; none where there are fewer rows."""
+    if len(values) < n:
+        return np.asarray(values[:0])
+    sums = np.cumsum(np.concatenate([np.zeros((1, values.shape[1])), values.astype(np.float64)]), axis=0)
+    return np.asarray((sums[n:] - sums[:-n]) / n)
+
+
+def risk_coverage(error: Array, doubt: Array, shares: Sequence[float]) -> list[float]:
+    """Returns the mean error of the least doubtful rows, one number per share kept.
+
+    The risk-coverage curve of selective prediction (Geifman and El-Yaniv, arXiv 1705.08500): if the stated spread says
+    where labels are wrong, the error falls as fewer are kept; if it says nothing, the curve is flat.
+
+    Args:
+        error: float [P].
+        doubt: float [P], such as the stated spread.
+        shares: shares of the rows that are kept, in (0, 1].
+    """
+    ordered = np.asarray(error, np.float64)[np.argsort(doubt, kind="stable")]
+    return [float(ordered[: max(round(share * len(ordered)), 1)].mean()) for share in shares]

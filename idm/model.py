@@ -1,7 +1,7 @@
-"""The inverse dynamics model: frames of a window in, the window's actions out, one output network per embodiment.
+"""The inverse dynamics model: frames of a window in, the window's actions out, networks of their own per embodiment.
 
-Which windows it sees is left to `idm.data`, joining its predictions to `idm.windows`. Shapes: B batch, K frames,
-S image side, H horizon, D action dimension.
+Which windows it sees is left to `idm.data`, joining its predictions to `idm.windows`. Shapes: B windows, T frames,
+K frames of a window, V views, S side, H horizon, D action dimensions.
 """
 
 from __future__ import annotations
@@ -12,90 +12,150 @@ import torch
 from torch import Tensor, nn
 
 from idm.config import IDMConfig
+from idm.heads import FlowHead, Regressor
+from idm.vision import build_eyes, split_views
+from pyramid.errors import ConfigError
 from pyramid.nn.embodiment import EmbodimentMLP
+from pyramid.rng import torch_generator
 
-__all__ = ["InverseDynamicsModel", "as_input", "augmented"]
+__all__ = ["Confidence", "InverseDynamicsModel", "augmented"]
+
+Dims = Mapping[str, tuple[int, int]]
+_STATE_WIDTH = 64
+
+
+class Confidence(nn.Module):
+    """What calibration found out about one embodiment; saved with the model, never trained.
+
+    Args:
+        horizon: H.
+        dim: D.
+    """
+
+    def __init__(self, horizon: int, dim: int) -> None:
+        super().__init__()
+        self.spread = nn.Parameter(torch.ones(2, dim), requires_grad=False)
+        """float32 [2, D]: error of a single vote; of several joined ones beyond their variance; normalised units."""
+        self.weights = nn.Parameter(torch.ones(horizon, dim), requires_grad=False)
+        """float32 [H, D]: what a vote of each step of a window counts, > 0."""
+        self.factor = nn.Parameter(torch.ones(dim), requires_grad=False)
+        """float32 [D]: what the standard deviation is multiplied with so that the 90 % interval holds 90 %."""
 
 
 class InverseDynamicsModel(nn.Module):
-    """CNN on the frames of a window and their differences; no language, no state.
+    """Frames of a window, and maybe a state, to its actions; no language.
 
     Args:
         config: sizes of windows and network.
-        action_dims: embodiment -> action dimension; each gets an output network of its own.
+        dims: embodiment -> (action dimension, state dimension or 0); each gets networks of its own.
     """
 
-    def __init__(self, config: IDMConfig, action_dims: Mapping[str, int]) -> None:
+    def __init__(self, config: IDMConfig, dims: Dims) -> None:
         super().__init__()
-        self.horizon, size = config.windows.horizon, config.model
-        n_frames = len(config.windows.frames)
-        fine, middle, coarse = size.widths
-        self.body = nn.Sequential(
-            _conv(6 * n_frames - 3, fine, kernel=5, stride=2),
-            _conv(fine, middle, stride=2),
-            _conv(middle, middle),
-            _conv(middle, coarse, stride=2),
-            _conv(coarse, coarse),
-            nn.Flatten(),
-            # Positions are kept: where something moves decides how large the action was.
-            nn.Linear(coarse * (size.image_size_px // 8) ** 2, size.hidden),
-            nn.SiLU(),
+        self.config, self.horizon = config, config.windows.horizon
+        size, head, n_frames = config.model, config.model.head, len(config.windows.frames)
+        flow = head.kind == "flow"
+        self.eyes = build_eyes(size, config.windows, head.width if flow else None)
+        self.actions = {name: action for name, (action, _) in dims.items()}
+        self.states = {name: state for name, (_, state) in dims.items() if state and size.state != "none"}
+        d_state = head.width if flow else _STATE_WIDTH
+        if size.state != "none":
+            self.state_encoder = EmbodimentMLP({name: (n, d_state) for name, n in self.states.items()}, d_state)
+            self.unknown_state = nn.Parameter(torch.zeros(d_state))
+        self.head: Regressor | FlowHead = (
+            FlowHead.of(head, self.actions, self.horizon)
+            if flow
+            else Regressor(
+                head,
+                n_tokens=self.eyes.count,
+                d_token=self.eyes.width,
+                n_extra=n_frames + d_state * (size.state != "none"),
+                dims={name: (action, state if head.auxiliary else 0) for name, (action, state) in dims.items()},
+                horizon=self.horizon,
+            )
         )
-        heads = {name: (size.hidden, self.horizon * dim) for name, dim in action_dims.items()}
-        self.head = EmbodimentMLP(heads, size.hidden)
-        self.spread = nn.ParameterDict(
-            {f"for_{name}": nn.Parameter(torch.ones(2, dim), requires_grad=False) for name, dim in action_dims.items()}
-        )
-        self.to(memory_format=torch.channels_last)
+        self.known = nn.ModuleDict({f"for_{name}": Confidence(self.horizon, n) for name, n in self.actions.items()})
 
-    def forward(self, frames: Tensor, embodiment: str) -> Tensor:
+    @property
+    def draws(self) -> int:
+        """Predictions per window: 1 for the regressor."""
+        return self.config.model.head.samples if isinstance(self.head, FlowHead) else 1
+
+    def confidence(self, embodiment: str) -> Confidence:
+        """Returns what calibration found out about an embodiment."""
+        return self.known[f"for_{embodiment}"]  # type: ignore[return-value]
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """Sees packed pictures, uint8 [T, 3, P, P], one by one; what comes out has T rows for `forward`."""
+        return self.eyes.look(split_views(pictures, self.config.model))
+
+    def forward(self, looked: Tensor, present: Tensor, state: Tensor | None, embodiment: str) -> Tensor:
         """Predicts the actions of windows of one embodiment.
 
         Args:
-            frames: float32 [B, K, 3, S, S] in [0, 1], the frames that `WindowConfig.frames` names.
+            looked: rows that `look` gave, [B, K, ...], of the frames that `WindowConfig.frames` names.
+            present: float32 [B, K], 1 for a frame that is there, 0 for one that is not.
+            state: float32 [B, S], standardised; None if unknown.
             embodiment: a declared embodiment.
 
         Returns:
-            float32 [B, H, D], normalised units.
+            float32 [draws, B, H, D], normalised units. The noise of a draw is the same for every window and process.
         """
-        x = torch.cat([frames - 0.5, 2 * frames.diff(dim=1)], dim=1).flatten(1, 2)
-        features = self.body(x.contiguous(memory_format=torch.channels_last))
-        return self.head(features, embodiment).float().unflatten(1, (self.horizon, -1))  # type: ignore[no-any-return]
+        tokens, extra = self.context(looked, present, state, embodiment)
+        if isinstance(self.head, Regressor):
+            return self.head.actions(self.head.shared(tokens, extra), embodiment)[None]
+        context = self.head.encode(tokens)
+        return torch.stack(
+            [self.head.sample(context, self.noise(draw, embodiment, tokens), embodiment) for draw in range(self.draws)]
+        ).float()
 
-    def error_spread(self, embodiment: str) -> Tensor:
-        """Returns the calibrated error of one embodiment, float32 [2, D], normalised units, > 0.
+    def noise(self, draw: int, embodiment: str, like: Tensor) -> Tensor:
+        """Returns where draw number ``draw`` starts, float [B, H, D]; the second of two is the first's mirror image."""
+        generator = torch_generator(0, "idm-draw", draw // 2)
+        one = torch.randn(self.horizon, self.actions[embodiment], generator=generator)
+        return (-one if draw % 2 else one).to(like).expand(len(like), -1, -1)
 
-        Row 0: standard deviation of the error of a single vote. Row 1: of several joined votes, beyond their variance.
-        """
-        return self.spread[f"for_{embodiment}"]  # type: ignore[no-any-return]
+    def context(self, looked: Tensor, present: Tensor, state: Tensor | None, embodiment: str) -> tuple[Tensor, Tensor]:
+        """Returns the tokens of windows, float [B, L, C], and the regressor's further numbers, float [B, E]."""
+        tokens = self.eyes.join(looked, present)
+        if self.config.model.state == "none":
+            return tokens, present
+        told = self._state(state, embodiment, len(tokens))
+        if isinstance(self.head, FlowHead):
+            return torch.cat([tokens, told[:, None].to(tokens)], dim=1), present
+        return tokens, torch.cat([present, told], dim=1)
 
-
-def _conv(d_in: int, d_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(d_in, d_out, kernel, stride, padding=kernel // 2), nn.GroupNorm(8, d_out), nn.SiLU())
-
-
-def as_input(frames: Tensor) -> Tensor:
-    """Maps uint8 [...] frames to the network's float32 in [0, 1]."""
-    return frames.float() / 255
+    def _state(self, state: Tensor | None, embodiment: str, count: int) -> Tensor:
+        unknown = self.unknown_state.expand(count, -1)
+        if state is None or embodiment not in self.states:
+            if self.config.model.state == "required":
+                raise ConfigError(f"the model needs the state of '{embodiment}'; model.state=optional does without it")
+            return unknown
+        # A row without a state is all NaN.
+        there = torch.isfinite(state).all(1, keepdim=True)
+        return torch.where(there, self.state_encoder(torch.nan_to_num(state), embodiment), unknown)
 
 
 def augmented(frames: Tensor, shift_px: int, gain: float, generator: torch.Generator) -> Tensor:
     """Shifts and brightens each window, all its frames alike, so that the motion in it stays the same.
 
     Args:
-        frames: float32 [B, K, 3, S, S] in [0, 1].
+        frames: uint8 or float [B, K, V, 3, S, S], 0 to 255.
         shift_px: largest shift to each side, pixels; what enters at the border repeats the border.
         gain: largest relative change of brightness.
         generator: source of randomness, on the CPU.
+
+    Returns:
+        float32 [B, K, V, 3, S, S], 0 to 255.
     """
     count, side = len(frames), frames.shape[-1]
     factors = 1 + gain * (2 * torch.rand(count, generator=generator) - 1)
-    out = frames * factors.to(frames.device)[:, None, None, None, None]
+    out = frames.float() * factors.to(frames.device)[:, None, None, None, None, None]
     if shift_px:
         corners = torch.randint(0, 2 * shift_px + 1, (count, 2), generator=generator).tolist()
-        edges = nn.functional.pad(out.flatten(0, 1), (shift_px,) * 4, mode="replicate")
-        edges = edges.view(*frames.shape[:3], *edges.shape[-2:])
+        edges = nn.functional.pad(out.flatten(0, 2), (shift_px,) * 4, mode="replicate")
+        edges = edges.view(*frames.shape[:4], *edges.shape[-2:])
         out = torch.stack(
             [window[..., y : y + side, x : x + side] for window, (y, x) in zip(edges, corners, strict=True)]
         )
-    return out.clamp(0, 1)
+    return out.clamp(0, 255)

@@ -5,7 +5,7 @@ Where windows start and how votes join is in `idm.windows`; decoding is left to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,23 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idm.config import WindowConfig
-from idm.model import InverseDynamicsModel, as_input
-from idm.windows import Votes, vote, window_starts
+from idm.joining import JoinRule
+from idm.model import Confidence, InverseDynamicsModel
+from idm.windows import Votes, vote, window_frames, window_starts
 from pyramid.nn.transfer import on_device, pass_rows
 
-__all__ = ["ClipActions", "ClipFrames", "calibrate", "predict_chunks", "predict_clip", "predict_clips"]
+__all__ = ["ClipActions", "ClipInput", "Spans", "predict_chunks", "predict_clip", "predict_clips", "with_spread"]
 
-_LEAST_SPREAD = 1e-3
-"""Smallest calibrated error, normalised units; a label is never certain."""
+Spans = Sequence[tuple[int, int]]
+"""Stretches of steps without a cut, (first step, past the last)."""
+Chunks = dict[int, NDArray[np.float32]]
+"""Start of a window -> float32 [draws, H, D], normalised units."""
 
 
-class ClipFrames(NamedTuple):
-    """What is predicted of one clip."""
+class ClipInput(NamedTuple):
+    """What a model is given of one clip."""
 
     frames: Tensor
-    """uint8 [T, 3, S, S], one per step."""
-    spans: Sequence[tuple[int, int]]
-    """Stretches without a cut, (first step, past the last)."""
+    """uint8 [T, 3, P, P], one per step."""
+    spans: Spans
+    """Shots."""
+    state: NDArray[np.float32] | None = None
+    """float32 [T, S], standardised, NaN rows where unknown; None if there are none."""
     every: int = 1
     """Steps between frames, see `idm.windows.Steps`; windows start at such steps only."""
 
@@ -45,124 +50,130 @@ class ClipActions(NamedTuple):
     std: NDArray[np.float32]
     """float32 [P, D], normalised units, > 0."""
     n_votes: NDArray[np.int64]
-    """int64 [P]: votes, >= 1."""
+    """int64 [P]: windows that voted, >= 1."""
 
 
 @torch.inference_mode()
 def predict_chunks(
-    model: InverseDynamicsModel, frames: Tensor, starts: Sequence[int], windows: WindowConfig, embodiment: str
-) -> dict[int, NDArray[np.float32]]:
-    """Predicts every window of a clip, or of clips one after the other, in passes of one constant shape.
+    model: InverseDynamicsModel, clips: Sequence[ClipInput], windows: WindowConfig, embodiment: str
+) -> list[list[tuple[int, int, Chunks]]]:
+    """Predicts every window of clips, in passes of one constant shape filled across them; looks once at each frame.
 
     Args:
         model: in eval mode, on any device.
-        frames: uint8 [T, 3, S, S], one per step.
-        starts: steps at which windows begin.
+        clips: frames and shots.
         windows: the shape of a window.
         embodiment: whose actions.
 
     Returns:
-        start -> float32 [H, D], normalised units.
+        For each clip and each of its shots with a window: its first step, past its last, and its chunks by start
+        within it.
     """
     device = next(model.parameters()).device
-    size, out = pass_rows(device), dict[int, NDArray[np.float32]]()
-    for first in range(0, len(starts), size):
-        part = list(starts[first : first + size])
-        padded = part + part[:1] * (size - len(part))
-        index = torch.tensor([[start + step for step in windows.frames] for start in padded])
-        chunks = model(as_input(on_device(frames[index], device)), embodiment).float().cpu().numpy()
-        out |= dict(zip(part, chunks, strict=False))
-    return out
-
-
-def predict_clip(
-    model: InverseDynamicsModel,
-    frames: Tensor,
-    spans: Iterable[tuple[int, int]],
-    windows: WindowConfig,
-    embodiment: str,
-    *,
-    every: int = 1,
-) -> ClipActions:
-    """Labels the steps of one clip; see `predict_clips` and `ClipFrames`."""
-    return predict_clips(model, [ClipFrames(frames, list(spans), every)], windows, embodiment)[0]
-
-
-def predict_clips(
-    model: InverseDynamicsModel, clips: Sequence[ClipFrames], windows: WindowConfig, embodiment: str
-) -> list[ClipActions]:
-    """Labels the steps of clips, passes filled across them; spans too short for a window are left out.
-
-    Args:
-        model: in eval mode.
-        clips: frames and spans of each.
-        windows: the shape of a window.
-        embodiment: whose actions.
-    """
-    spread = model.error_spread(embodiment).detach().cpu().numpy()
-    begins = np.cumsum([0, *(len(clip.frames) for clip in clips)]).tolist()
-    starts = [
-        [[begin + first + at for at in _starts(clip, last - first, windows)] for first, last in clip.spans]
-        for clip, begin in zip(clips, begins, strict=False)
+    found: list[list[tuple[int, int, Chunks]]] = [
+        [(first, last, {}) for first, last in clip.spans if last - first > windows.horizon] for clip in clips
     ]
-    wanted = [start for of_clip in starts for of_span in of_clip for start in of_span]
-    chunks = predict_chunks(model, torch.cat([clip.frames for clip in clips]), wanted, windows, embodiment)
-    found = []
-    for clip, begin, of_clip in zip(clips, begins, starts, strict=False):
-        parts = [_no_rows(spread)]
-        for (first, last), of_span in zip(clip.spans, of_clip, strict=True):
-            if of_span:
-                own = {start - begin - first: chunks[start] for start in of_span}
-                parts.append(_with_spread(vote(own, last - first), spread, first))
-        found.append(ClipActions(*(np.concatenate(column) for column in zip(*parts, strict=True))))
+    pixels = [clip.frames for clip, shots in zip(clips, found, strict=True) if shots]
+    if not pixels:
+        return found
+    wanted = list(_wanted(clips, found, windows))
+    looked, size = _looked(model, torch.cat(pixels), device), pass_rows(device)
+    with_state = any(clip.state is not None for clip in clips)
+    for at in range(0, len(wanted), size):
+        part = wanted[at : at + size]
+        padded = part + part[:1] * (size - len(part))
+        index = torch.tensor([window.steps for window in padded], device=looked.device)
+        present = torch.tensor([window.present for window in padded], device=device)
+        state = _states(padded).to(device) if with_state else None
+        acted = model(looked[index], present, state, embodiment).float().cpu().numpy()
+        for row, window in enumerate(part):
+            window.chunks[window.start] = acted[:, row]
     return found
 
 
-def _starts(clip: ClipFrames, length: int, windows: WindowConfig) -> list[int]:
-    return window_starts(length, windows.horizon, -(-windows.stride // clip.every) * clip.every)
+class _Window(NamedTuple):
+    """A window that is wanted."""
+
+    steps: list[int]
+    """Its frames, among those of all clips."""
+    present: list[float]
+    """Which of them lie in the shot: 1, or 0."""
+    state: NDArray[np.float32] | None
+    """float32 [S], where known."""
+    chunks: Chunks
+    """Where its chunk goes."""
+    start: int
+    """Its first step in the shot."""
 
 
-def _no_rows(spread: NDArray[np.float32]) -> ClipActions:
-    none, no_rows = np.zeros(0, np.int64), np.zeros((0, spread.shape[1]), np.float32)
-    return ClipActions(none, no_rows, no_rows, none)
+def _wanted(
+    clips: Sequence[ClipInput], found: Sequence[Sequence[tuple[int, int, Chunks]]], windows: WindowConfig
+) -> Iterator[_Window]:
+    begin = 0
+    for clip, shots in zip(clips, found, strict=True):
+        stride = -(-windows.stride // clip.every) * clip.every
+        for first, last, chunks in shots:
+            for start in window_starts(last - first, windows.horizon, stride):
+                steps, there = window_frames(first + start, first, last, windows)
+                state = None if clip.state is None else clip.state[first + start]
+                yield _Window([begin + step for step in steps], there, state, chunks, start)
+        begin += len(clip.frames) if shots else 0
 
 
-def _with_spread(votes: Votes, spread: NDArray[np.float32], first: int) -> ClipActions:
-    beyond = np.where(votes.n_votes[:, None] > 1, spread[1], spread[0])
-    std = np.sqrt(votes.variance + beyond**2)
-    return ClipActions(first + np.arange(len(votes.n_votes)), votes.mean, std, votes.n_votes)
+def _states(windows: Sequence[_Window]) -> Tensor:
+    width = next((len(window.state) for window in windows if window.state is not None), 1)
+    unknown = np.full(width, np.nan, np.float32)
+    return torch.from_numpy(np.stack([unknown if window.state is None else window.state for window in windows]))
 
 
-@torch.no_grad()
-def calibrate(
+def _looked(model: InverseDynamicsModel, frames: Tensor, device: torch.device) -> Tensor:
+    parts, size = [], pass_rows(device)
+    for at in range(0, len(frames), size):
+        part = frames[at : at + size]
+        padded = torch.cat([part, part[:1].expand(size - len(part), -1, -1, -1)])
+        parts.append(model.look(on_device(padded, device))[: len(part)])
+    return torch.cat(parts)
+
+
+def predict_clip(
+    model: InverseDynamicsModel, clip: ClipInput, windows: WindowConfig, embodiment: str, rule: JoinRule | None = None
+) -> ClipActions:
+    """Labels the steps of one clip; see `predict_clips`."""
+    return predict_clips(model, [clip], windows, embodiment, rule)[0]
+
+
+def predict_clips(
     model: InverseDynamicsModel,
-    embodiment: str,
-    clips: Iterable[tuple[Tensor, NDArray[np.float32], Sequence[tuple[int, int]]]],
+    clips: Sequence[ClipInput],
     windows: WindowConfig,
-) -> None:
-    """Measures the error of single and of joined votes, and stores both in the model.
-
-    Votes that agree may agree on a wrong action, and a single vote has no variance; what is stored makes up for both:
-    the mean squared error of single votes, and that of joined ones less their variance.
+    embodiment: str,
+    rule: JoinRule | None = None,
+) -> list[ClipActions]:
+    """Labels the steps of clips; spans too short for a window are left out.
 
     Args:
-        model: in eval mode; its `error_spread` is overwritten.
-        embodiment: whose error.
-        clips: frames uint8 [T, 3, S, S], true actions float32 [T, D] in normalised units, and spans, of each clip.
+        model: in eval mode.
+        clips: frames and shots of each.
         windows: the shape of a window.
+        embodiment: whose actions.
+        rule: which dimensions are rotations or switches.
     """
-    single, joined = [], []
-    for frames, truth, spans in clips:
-        for first, last in spans:
-            starts = window_starts(last - first, windows.horizon, windows.stride)
-            if not starts:
-                continue
-            chunks = predict_chunks(model, frames[first:last], starts, windows, embodiment)
-            single += [(chunk - truth[first + at :][: windows.horizon]) ** 2 for at, chunk in chunks.items()]
-            votes = vote(chunks, last - first)
-            excess = (votes.mean - truth[first : last - 1]) ** 2 - votes.variance
-            joined.append(excess[votes.n_votes > 1])
-    alone = np.concatenate(single).mean(0)
-    beyond = np.concatenate(joined).mean(0) if sum(map(len, joined)) else alone
-    spread = np.sqrt(np.maximum(np.stack([alone, beyond]), _LEAST_SPREAD**2))
-    model.error_spread(embodiment).copy_(torch.from_numpy(spread.astype(np.float32)))
+    known = model.confidence(embodiment)
+    weights, none = known.weights.detach().cpu().numpy(), np.zeros(0, np.int64)
+    no_rows = np.zeros((0, weights.shape[1]), np.float32)
+    labelled = []
+    for shots in predict_chunks(model, clips, windows, embodiment):
+        parts = [ClipActions(none, no_rows, no_rows, none)]
+        for first, last, chunks in shots:
+            votes = vote(chunks, last - first, weights, rule)
+            steps = first + np.arange(len(votes.n_votes))
+            parts.append(ClipActions(steps, votes.mean, with_spread(votes, known), votes.n_votes))
+        labelled.append(ClipActions(*(np.concatenate(column) for column in zip(*parts, strict=True))))
+    return labelled
+
+
+def with_spread(votes: Votes, known: Confidence) -> NDArray[np.float32]:
+    """Returns the standard deviation of joined votes, float32 [P, D]: their variance, and what calibration found."""
+    spread, factor = known.spread.detach().cpu().numpy(), known.factor.detach().cpu().numpy()
+    beyond = np.where(votes.n_votes[:, None] > 1, spread[1], spread[0])
+    return np.asarray(np.sqrt(votes.variance + beyond**2) * factor, np.float32)

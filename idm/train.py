@@ -10,24 +10,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from idm.bodies import Body, describe_embodiments
+from idm.calibrate import calibrate
 from idm.config import IDMConfig
 from idm.data import (
     Demonstration,
     WindowGroup,
     WindowSampler,
     fit_normalizers,
+    fit_states,
     load_demonstrations,
     training_rate,
 )
-from idm.model import InverseDynamicsModel, as_input, augmented
-from idm.predict import calibrate
+from idm.heads import FlowHead
+from idm.model import InverseDynamicsModel, augmented
+from idm.predict import ClipInput
+from idm.vision import SiglipEyes, split_views
 from idm.windows import segments
+from pyramid import files
 from pyramid.config import resolve
-from pyramid.normalize import Normalizer
 from pyramid.rng import rng, seed_of
 from pyramid.shards.frames import ClipFrames
 from pyramid.training import StepModule, TrainResult, plan_only, require_data, train_model
@@ -35,6 +39,8 @@ from pyramid.training import StepModule, TrainResult, plan_only, require_data, t
 __all__ = ["IDMModule", "build_module", "hold_aside", "train_idm"]
 
 _MOST_CALIBRATION_CLIPS = 64
+_HIDDEN_SHARE = 1 / 3
+"""Share of training windows whose state is hidden if the state is optional."""
 _PLANNED_DIM = 7
 """Action dimension that a plan without data assumes."""
 
@@ -60,18 +66,33 @@ class IDMModule(StepModule):
         self.config, self.finish = config, finish
 
     def loss(self, batch: list[WindowGroup], generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        """Returns the Huber loss of a batch in normalised units, every window counting alike, and what to log."""
-        size = self.config.model
+        """Returns the head's loss of a batch in normalised units, every window counting alike, and what to log."""
         total, losses = sum(len(group.frames) for group in batch), []
         for group in batch:
-            frames = augmented(as_input(group.frames), size.shift_px, size.gain, generator)
-            predicted = self.model(frames, group.embodiment)
-            error = nn.functional.huber_loss(predicted, group.action, delta=size.huber_delta)
-            losses.append(error * (len(group.frames) / total))
+            losses.append(self._group_loss(group, generator) * (len(group.frames) / total))
         return torch.stack(losses).sum(), {
             f"loss_{group.embodiment}": loss.detach() * total / len(group.frames)
             for group, loss in zip(batch, losses, strict=True)
         }
+
+    def _group_loss(self, group: WindowGroup, generator: torch.Generator) -> Tensor:
+        size, model = self.config.model, self.model
+        views = split_views(group.frames, size)
+        looked = model.eyes.look_all(augmented(views, size.shift_px, size.gain, generator))
+        told = None if group.state is None else hidden_states(group.state[:, 0], size.state, generator)
+        tokens, extra = model.context(looked, group.present, told, group.embodiment)
+        if isinstance(model.head, FlowHead):
+            return model.head.loss(tokens, group.action, group.embodiment, generator)
+        shared, delta = model.head.shared(tokens, extra), size.head.huber_delta
+        predicted = model.head.actions(shared, group.embodiment)
+        loss = nn.functional.huber_loss(predicted, group.action, delta=delta)
+        if group.state is not None and group.embodiment in model.head.told.embodiments:
+            truth = torch.cat([group.state[:, 0], group.state[:, 1] - group.state[:, 0]], dim=1)
+            there = torch.isfinite(truth)
+            told = model.head.told(shared, group.embodiment).float()
+            error = nn.functional.huber_loss(told, torch.nan_to_num(truth), delta=delta, reduction="none")
+            loss = loss + size.head.auxiliary * (error * there).sum() / there.sum().clamp(min=1)
+        return loss
 
     def on_fit_end(self) -> None:
         """Calibrates the errors; also when a resumed run had no step left to do."""
@@ -81,13 +102,21 @@ class IDMModule(StepModule):
 
 def build_module(
     config: IDMConfig,
-    action_dims: Mapping[str, int],
+    dims: Mapping[str, tuple[int, int]],
     finish: Callable[[InverseDynamicsModel], None] = lambda model: None,
 ) -> IDMModule:
     """Builds the untrained model; its initial weights are a pure function of ``config.trainer.seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.trainer.seed, "idm-init"))
-        return IDMModule(InverseDynamicsModel(config, action_dims), config, finish)
+        return IDMModule(InverseDynamicsModel(config, dims), config, finish)
+
+
+def hidden_states(states: Tensor, policy: str, generator: torch.Generator) -> Tensor:
+    """Hides a third of the states, float [B, S], where the model must do without them as well."""
+    if policy != "optional":
+        return states
+    hidden = torch.rand(len(states), 1, generator=generator) < _HIDDEN_SHARE
+    return states.masked_fill(hidden.to(states.device), torch.nan)
 
 
 def hold_aside(
@@ -115,6 +144,7 @@ def train_idm(
     resume: bool = True,
     limit: int | None = None,
     dry_run: bool = False,
+    modality: str | Sequence[str] = (),
     **overrides: Any,
 ) -> TrainResult:
     """Trains an inverse dynamics model on the ``train`` clips that have measured actions.
@@ -126,6 +156,8 @@ def train_idm(
         resume: go on from the last checkpoint, or reuse a finished model of this config and data.
         limit: use the first clips with actions only.
         dry_run: plan and time the training, write nothing; works without shards too.
+        modality: `modality.json` of the demonstrations' data set (or its folder), which says what is a rotation or a
+            gripper and names the joint groups; ``NAME=PATH`` for one of several embodiments.
         **overrides: dotted options on top of the config, such as ``{"trainer.max_steps": 20}``.
 
     Raises:
@@ -134,36 +166,39 @@ def train_idm(
     """
     resolved = resolve(IDMConfig, config, **overrides)
     if dry_run and not shards:
-        return plan_only(build_module(resolved, {"robot": _PLANNED_DIM}), None, kind="idm")
+        return plan_only(build_module(resolved, {"robot": (_PLANNED_DIM, _PLANNED_DIM)}), None, kind="idm")
     require_data(shards, out or ("" if dry_run else None), what="one or more shard folders")
     size, trainer = resolved.model, resolved.trainer
     clips = ClipFrames.open(
-        shards or (), split="train", size_px=size.image_size_px, cache_mb=size.cache_mb, limit=limit, with_actions=True
+        shards or (), split="train", size_px=size.picture_px, cache_mb=size.cache_mb, limit=limit, with_actions=True
     )
     rate_hz = training_rate(clips.rows, resolved.windows.rate_hz)
-    resolved = replace(resolved, windows=replace(resolved.windows, rate_hz=rate_hz))
+    resolved = replace(resolved, windows=resolved.windows.at_rate(rate_hz))
     kept, aside = hold_aside(
         load_demonstrations(clips, resolved.windows, rate_hz), size.calibration_share, trainer.seed
     )
-    normalizers = fit_normalizers(kept)
+    actions, states = fit_normalizers(kept), fit_states(kept)
+    about = describe_embodiments(kept, actions, states, modality)
     sampler = WindowSampler(
-        clips, kept, normalizers, resolved.windows, seed=trainer.seed, batch_size=trainer.batch_size
+        clips, kept, actions, states, resolved.windows, seed=trainer.seed, batch_size=trainer.batch_size
     )
     module = build_module(
         resolved,
-        {name: len(normalizer.center) for name, normalizer in normalizers.items()},
-        lambda model: _calibrate(model, clips, aside, normalizers, resolved),
+        {name: (one["action_dim"], one["state_dim"]) for name, one in about.items()},
+        lambda model: _calibrate(model, clips, aside, about, resolved),
     )
     if dry_run:
         return plan_only(module, sampler.batch_at, kind="idm")
+    if size.vision.weights and isinstance(module.model.eyes, SiglipEyes):
+        module.model.eyes.load_published(size.vision.weights)
     return train_model(
         module,
         sampler.batch_at,
         kind="idm",
         out=str(out),
         config=resolved,
-        inputs={**clips.digests(), "limit": str(limit)},
-        extra={"embodiments": {name: _description(name, kept, normalizers[name]) for name in normalizers}},
+        inputs={**clips.digests(), "limit": str(limit), "embodiments": files.digest(about)},
+        extra={"embodiments": about},
         resume=resume,
     )
 
@@ -172,28 +207,21 @@ def _calibrate(
     model: InverseDynamicsModel,
     clips: ClipFrames,
     demonstrations: Sequence[Demonstration],
-    normalizers: Mapping[str, Normalizer],
+    about: Mapping[str, Mapping[str, Any]],
     config: IDMConfig,
 ) -> None:
-    for name, normalizer in normalizers.items():
+    for name, one in about.items():
+        body = Body.of(one)
         own = [d for d in demonstrations if d.embodiment == name][:_MOST_CALIBRATION_CLIPS]
         seen = (
             (
-                clips.frames(d.clip, d.frames),
-                normalizer.normalize(d.action),
-                segments(d.frames, clips.rows[d.clip]["cuts"] or ()),
+                ClipInput(
+                    clips.frames(d.clip, d.frames),
+                    segments(d.frames, clips.rows[d.clip]["cuts"] or ()),
+                    body.state_of(d.state) if config.model.state != "none" else None,
+                ),
+                body.normalizer.normalize(d.action),
             )
             for d in own
         )
-        calibrate(model, name, seen, config.windows)
-
-
-def _description(name: str, demonstrations: Sequence[Demonstration], normalizer: Normalizer) -> dict[str, Any]:
-    actions = np.concatenate([d.action[:-1] for d in demonstrations if d.embodiment == name]).astype(np.float64)
-    return {
-        "action_dim": actions.shape[1],
-        "normaliser": normalizer.to_dict(),
-        "action_mean": actions.mean(0).tolist(),
-        "action_std": actions.std(0).tolist(),
-        "demonstrations": sum(d.embodiment == name for d in demonstrations),
-    }
+        calibrate(model, name, seen, config.windows, body.rule)

@@ -13,9 +13,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from idm.config import WindowConfig
+from idm.joining import JoinRule
 from pyramid.errors import SkipItemError
 
-__all__ = ["Steps", "Votes", "clip_steps", "segments", "step_frames", "vote", "vote_weights", "window_starts"]
+__all__ = [
+    "Steps",
+    "Votes",
+    "clip_steps",
+    "segments",
+    "step_frames",
+    "vote",
+    "vote_weights",
+    "window_frames",
+    "window_starts",
+]
 
 _SLACK_S = 1e-4
 """Rounding of presentation times in containers, seconds."""
@@ -27,9 +39,9 @@ class Votes(NamedTuple):
     mean: NDArray[np.float32]
     """float32 [T - 1, D]: weighted mean of the votes."""
     variance: NDArray[np.float32]
-    """float32 [T - 1, D]: weighted variance of the votes; 0 for a single vote, where it means "unknown"."""
+    """float32 [T - 1, D]: weighted variance of the votes; 0 for a single one, where it means "unknown"."""
     n_votes: NDArray[np.int64]
-    """int64 [T - 1]: votes, >= 1."""
+    """int64 [T - 1]: windows that voted, >= 1."""
 
 
 def window_starts(n_frames: int, horizon: int, stride: int = 1) -> list[int]:
@@ -47,41 +59,75 @@ def window_starts(n_frames: int, horizon: int, stride: int = 1) -> list[int]:
     return sorted({*range(0, last + 1, stride), last}) if last >= 0 else []
 
 
-def vote_weights(horizon: int) -> NDArray[np.float64]:
-    """Returns what each step of a window counts, float64 [horizon]: Hann plus .001, as its middle is seen best."""
-    return np.hanning(horizon) + 1e-3
+def window_frames(start: int, first: int, last: int, windows: WindowConfig) -> tuple[list[int], list[float]]:
+    """Returns the steps whose frames a window sees, and which of them are there (1) or lie outside its shot (0).
+
+    Args:
+        start: first step of the window.
+        first: first step of the shot.
+        last: past the last step of the shot.
+        windows: the shape of a window.
+
+    Returns:
+        One step per entry of ``windows.frames``; the place of a missing frame is held by the window's anchor.
+    """
+    steps = [start + step for step in windows.frames]
+    there = [first <= step < last for step in steps]
+    anchor = steps[windows.anchor]
+    return [s if t else anchor for s, t in zip(steps, there, strict=True)], [float(t) for t in there]
 
 
-def vote(chunks: Mapping[int, NDArray[np.floating]], n_frames: int) -> Votes:
+def vote_weights(horizon: int, kind: str = "hann") -> NDArray[np.float64]:
+    """Returns what each step of a window counts before anything was learned, float64 [horizon].
+
+    Args:
+        horizon: steps of a window.
+        kind: ``uniform``: all alike; else Hann plus .001, as a window's middle is seen best.
+    """
+    return np.ones(horizon) if kind == "uniform" else np.hanning(horizon) + 1e-3
+
+
+def vote(
+    chunks: Mapping[int, NDArray[np.floating]],
+    n_frames: int,
+    weights: NDArray[np.floating] | None = None,
+    rule: JoinRule | None = None,
+) -> Votes:
     """Joins the predictions of all windows of a clip.
 
     Args:
-        chunks: start -> predicted actions, float [H, D]; as `window_starts` gives them, in any order.
+        chunks: start -> predicted actions, float [H, D], or [R, H, D] of R draws, each of which is a vote; starts as
+            `window_starts` gives them, in any order.
         n_frames: frames of the clip.
+        weights: float [H, D] or [H, 1], > 0: what the vote of each step of a window counts; None: `vote_weights`.
+        rule: which dimensions are rotations or switches; None: none are.
 
     Raises:
         ValueError: a transition that no window covers, or a window past the end.
     """
-    horizon, width = next(iter(chunks.values())).shape
-    weights = vote_weights(horizon)[:, None]
-    total, sums = np.zeros((n_frames - 1, 1)), np.zeros((n_frames - 1, width))
+    chunks = {start: chunks[start].reshape(-1, *chunks[start].shape[-2:]) for start in sorted(chunks)}
+    draws, horizon, width = next(iter(chunks.values())).shape
+    counts = vote_weights(horizon)[:, None] if weights is None else np.asarray(weights, np.float64)
+    total, sums = np.zeros((n_frames - 1, counts.shape[1])), np.zeros((n_frames - 1, width))
     count = np.zeros(n_frames - 1, np.int64)
-    for start in sorted(chunks):
+    for start, chunk in chunks.items():
         if start < 0 or start + horizon > n_frames - 1:
             raise ValueError(f"window {start}..{start + horizon} does not fit {n_frames} frames")
         span = slice(start, start + horizon)
-        sums[span] += weights * chunks[start]
-        total[span] += weights
+        sums[span] += counts * chunk.mean(0)
+        total[span] += counts
         count[span] += 1
     if not count.all():
         raise ValueError(f"transition {int(np.argmin(count))} of {n_frames - 1} has no window")
     mean = sums / total
     spread = np.zeros_like(sums)
-    for start in sorted(chunks):
+    for start, chunk in chunks.items():
         span = slice(start, start + horizon)
         # Squared distances to the mean: a difference of squares would lose small spreads to rounding.
-        spread[span] += weights * (chunks[start] - mean[span]) ** 2
-    variance = np.where(count[:, None] > 1, spread / total, 0)
+        spread[span] += counts * ((chunk - mean[span]) ** 2).mean(0)
+    variance = np.where(count[:, None] * draws > 1, spread / total, 0)
+    if rule is not None:
+        rule.join(chunks, np.broadcast_to(counts, (horizon, width)), mean, variance)
     return Votes(mean.astype(np.float32), variance.astype(np.float32), count)
 
 

@@ -15,11 +15,11 @@ from idm.train import train_idm
 
 SMALL = {
     "model.image_size_px": 32,
-    "model.widths": (16, 16, 24),
-    "model.hidden": 64,
+    "model.vision.widths": (16, 16, 24),
+    "model.head.hidden": 64,
     "model.shift_px": 0,
     "windows.horizon": 4,
-    "windows.frames": (0, 2, 4),
+    "windows.frames": (-2, 0, 2, 4, 6),
     "trainer.max_steps": 100,
     "trainer.batch_size": 16,
     "trainer.lr": 3e-3,

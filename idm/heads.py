@@ -1,0 +1,151 @@
+"""What makes actions of the tokens of a window: one pass, or flow matching with a diffusion transformer.
+
+Seeing is left to `idm.vision`. Facts of the flow head are those of the public Apache-2.0 code of GR00T-Dreams (see
+DreamGen, arXiv 2505.12705); none of it is used. The context is encoded once per window here, in each of the 16
+denoising steps there; the actions are the same.
+
+Shapes: B windows, L context tokens, C their width, W width inside, H horizon, D action dimensions, S state dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from idm.config import HeadConfig
+from pyramid.nn.attention import KeyValue, SelfAttentionStack
+from pyramid.nn.dit import DiTConfig, build_dit
+from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP
+from pyramid.nn.flow import euler_sample, interpolate, sample_time, time_bucket
+
+__all__ = ["FlowHead", "Regressor"]
+
+
+class Regressor(nn.Module):
+    """All tokens of a window into one vector, then a network per embodiment.
+
+    Args:
+        config: sizes.
+        n_tokens: tokens per window, L.
+        d_token: their width, C.
+        n_extra: further numbers that each embodiment's network gets.
+        dims: embodiment -> (D, S); S > 0 makes it tell the state and its change in training, too.
+        horizon: H.
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        *,
+        n_tokens: int,
+        d_token: int,
+        n_extra: int,
+        dims: Mapping[str, tuple[int, int]],
+        horizon: int,
+    ) -> None:
+        super().__init__()
+        self.horizon = horizon
+        # Positions are kept: where something moves decides how large the action was.
+        self.trunk = nn.Sequential(nn.Linear(n_tokens * d_token, config.hidden), nn.SiLU())
+        d_in = config.hidden + n_extra
+        self.head = EmbodimentMLP({name: (d_in, horizon * action) for name, (action, _) in dims.items()}, config.hidden)
+        told = {name: (d_in, 2 * state) for name, (_, state) in dims.items() if state}
+        self.told = EmbodimentMLP(told, config.hidden)
+
+    def shared(self, tokens: Tensor, extra: Tensor) -> Tensor:
+        """Maps tokens float [B, L, C] and further numbers float [B, E] to what all networks read, float [B, R]."""
+        return torch.cat([self.trunk(tokens.flatten(1)), extra], dim=1)
+
+    def actions(self, shared: Tensor, embodiment: str) -> Tensor:
+        """Maps what `shared` gave to actions, float [B, H, D], normalised units."""
+        return self.head(shared, embodiment).float().unflatten(1, (self.horizon, -1))  # type: ignore[no-any-return]
+
+
+class FlowHead(nn.Module):
+    """Flow-matching diffusion transformer over action chunks with a context that is encoded once.
+
+    Args:
+        dims: embodiment -> D.
+        width: W, of the context too.
+        heads: attention heads of the context's mixer.
+        mixer_layers: self-attention blocks over the context.
+        dit: the diffusion transformer.
+        n_positions: longest chunk.
+        horizon: H.
+        steps: Euler steps.
+        dropout: of the mixer, in training.
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        *,
+        width: int,
+        heads: int,
+        mixer_layers: int,
+        dit: DiTConfig,
+        n_positions: int,
+        horizon: int,
+        steps: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.horizon, self.sample_steps, self.dims = horizon, steps, dict(dims)
+        self.context_mixer = SelfAttentionStack(width, heads, mixer_layers, dropout)
+        self.dit = build_dit(dit)
+        self.action_encoder = ActionEncoder(dims, width)
+        self.action_decoder = EmbodimentMLP({name: (dit.out_width, dim) for name, dim in dims.items()}, width)
+        self.position = nn.Parameter(torch.zeros(n_positions, width))
+
+    @classmethod
+    def of(cls, config: HeadConfig, dims: Mapping[str, int], horizon: int) -> FlowHead:
+        """Builds the head that a configuration describes."""
+        dit = DiTConfig(
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            context_width=config.width,
+            out_width=config.width,
+            dropout=config.dropout,
+        )
+        return cls(
+            dims,
+            width=config.width,
+            heads=config.heads,
+            mixer_layers=config.mixer_layers,
+            dit=dit,
+            n_positions=horizon,
+            horizon=horizon,
+            steps=config.steps,
+            dropout=config.dropout,
+        )
+
+    def encode(self, tokens: Tensor) -> list[KeyValue]:
+        """Maps context tokens float [B, L, W] to the keys and values of the DiT's cross-attention."""
+        return self.dit.project_context(self.context_mixer(tokens))
+
+    def velocity(self, x: Tensor, bucket: Tensor, context: list[KeyValue], embodiment: str) -> Tensor:
+        """Predicts the velocity of a noisy chunk: float [B, H, D], time buckets int64 [B] -> float [B, H, D]."""
+        tokens = self.action_encoder(x, bucket, embodiment) + self.position[: x.shape[1]]
+        return self.action_decoder(self.dit(tokens, bucket, context), embodiment)  # type: ignore[no-any-return]
+
+    def sample(self, context: list[KeyValue], noise: Tensor, embodiment: str) -> Tensor:
+        """Turns noise, float [B, H, D], into actions in all Euler steps; the context is not encoded again."""
+        return euler_sample(lambda x, bucket: self.velocity(x, bucket, context, embodiment), noise, self.sample_steps)
+
+    def loss(self, tokens: Tensor, actions: Tensor, embodiment: str, generator: torch.Generator) -> Tensor:
+        """Returns the flow-matching loss of a batch, float []: mean squared error of the velocity.
+
+        Args:
+            tokens: context, float [B, L, W].
+            actions: float [B, H, D], normalised units.
+            embodiment: whose.
+            generator: source of noise and flow times, on the CPU.
+        """
+        noise = torch.randn(actions.shape, generator=generator).to(actions)
+        time = sample_time(len(actions), generator, rule="n1").to(actions)
+        x, target = interpolate(actions, noise, time)
+        predicted = self.velocity(x, time_bucket(time), self.encode(tokens), embodiment)
+        return nn.functional.mse_loss(predicted.float(), target)
