@@ -55,9 +55,7 @@ def capped(shares: Shares, config: DesignConfig) -> Shares:
         return shares
     most = np.array(list(config.max_shares.values())) - 1 / _DIGITS  # Rounding may add as much.
     if most.sum() < 1:
-        raise ConfigError(
-            f"max_epochs leaves the sources {most.sum():.1%} of the samples; raise it, or lower the budget"
-        )
+        raise ConfigError(f"max_epochs and max_shares leave {most.sum():.1%} of the samples to draw; raise them")
     held, now = np.zeros(shares.shape, bool), shares
     for _ in range(shares.shape[-1]):
         held |= now > most
