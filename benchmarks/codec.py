@@ -85,7 +85,7 @@ def videos(folders: list[str]) -> Iterator[str]:
 
 def load(path: str, size_px: int, n: int) -> Source:
     with open_source(path, DecodeRequest(size_px=(size_px, size_px))) as frames:
-        pictures = [scaled(picture) for _, picture in itertools.islice(frames, n)]
+        pictures = [scaled(picture) for _, picture in itertools.islice(frames, n) if picture is not None]
     return Source(pictures, pictures[0].source_hz or 30.0)
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import decord
@@ -22,10 +23,12 @@ from pyramid.shards.options import PackConfig
 from pyramid.shards.samples import pack_clips
 from pyramid.table import format_table
 from pyramid.types import Clip
-from pyramid.video.decode import DecodeRequest, decode_source
+from pyramid.video.decode import DecodeRequest, decode_source, open_source
+from pyramid.video.encode import ClipEncoder
 
 SIZE = 224
 DECODE = "this project: decode"
+ENCODE = "this project: encode the scaled frames"
 
 
 def main() -> None:
@@ -66,6 +69,22 @@ def with_samples(path: str, size: int) -> int:
     """Packing without the job around it: no receipts, tars or index, which weigh on a short video."""
     clip = Clip(clip_id="a", corpus="bench", video=path, start_s=0, end_s=60)
     return sum(made.facts["frames"] for _, made in pack_clips([clip], PackConfig(size_px=size)))
+
+
+def scaled(path: str, size: int) -> tuple[list[Any], float]:
+    """Returns all frames as the encoder takes them, and the rate."""
+    with open_source(path, DecodeRequest(size_px=(size, size))) as pictures:
+        found = [picture for _, picture in pictures if picture is not None]
+        return [picture.yuv for picture in found], found[0].source_hz or 30.0
+
+
+def with_encoder(frames: list[Any], rate: float, size: int) -> int:
+    config = PackConfig(size_px=size)
+    encoder = ClipEncoder(size, size, rate, gop=config.gop, crf=config.crf, preset=config.preset)
+    for frame in frames:
+        encoder.add(frame)
+    encoder.finish()
+    return len(frames)
 
 
 def with_pyav(path: str, size: int) -> int:
@@ -110,10 +129,12 @@ def rates(works: dict[str, Callable[[], int]], runs: int) -> dict[str, list[floa
 
 
 def report(path: str, folder: str, size: int, runs: int) -> None:
+    frames, rate = scaled(path, size)
     works = {
         DECODE: lambda: with_us(path, size),
         "plain PyAV loop": lambda: with_pyav(path, size),
         "plain decord loop": lambda: with_decord(path, size),
+        ENCODE: lambda: with_encoder(frames, rate, size),
         "this project: samples (decode, score, encode)": lambda: with_samples(path, size),
         "this project: pack (samples, job, shards, index)": lambda: pack_once(path, folder, size),
     }
@@ -127,6 +148,8 @@ def report(path: str, folder: str, size: int, runs: int) -> None:
     ]
     print(f"\n{Path(path).name} -> {size} px")
     print(format_table(["what", "frames / CPU-s", "share of our decoding"], rows))
+    limits = [1 / (1 + decode / encode) for decode, encode in zip(found[DECODE], found[ENCODE], strict=True)]
+    print(f"decoding and encoding alone would be {statistics.median(limits):.2f} of decoding")
 
 
 def share(speeds: list[float], others: list[float]) -> float:

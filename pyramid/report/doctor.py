@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import platform
 import shutil
 import sys
@@ -55,7 +57,18 @@ class DoctorResult:
 
 def doctor() -> DoctorResult:
     """Looks at Python, libraries, codecs, devices, rendering and disk."""
-    checks = [_python(), *_versions(), _video(), _torch(), _onnx(), _labelers(), _presets(), _simulator(), _disk()]
+    checks = [
+        _python(),
+        *_versions(),
+        _video(),
+        _decoders(),
+        _torch(),
+        _onnx(),
+        _labelers(),
+        _presets(),
+        _simulator(),
+        _disk(),
+    ]
     return DoctorResult(checks=checks)
 
 
@@ -109,6 +122,25 @@ def _video() -> Check:
         found=f"decodes {', '.join(c for c in _CODECS if c not in missing)}; encodes H.264",
         fix="" if ok else "pip install --force-reinstall av",
     )
+
+
+def _decoders() -> Check:
+    """Tells who can decode source videos; PyAV is enough."""
+    names = [name for name in ("av", "decord") if importlib.util.find_spec(name)]
+    said = {"av": "PyAV (auto)", "decord": f"{_decord_package()} (--decoder decord)"}
+    return Check(
+        name="video decoders",
+        ok="av" in names,
+        found=", ".join(said[name] for name in names),
+        fix="" if "av" in names else "pip install av",
+    )
+
+
+def _decord_package() -> str:
+    for name in ("decord", "decord2"):  # Both are imported as decord.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return "decord"
 
 
 def _torch() -> Check:

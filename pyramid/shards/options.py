@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pyramid.types import NAME_PATTERN
+from pyramid.video.backends.choice import Decoder
 from pyramid.video.encode import Preset
 from pyramid.video.probe import VideoLimits
 from pyramid.video.regions import CropBorder, SplitGrid
@@ -48,6 +49,9 @@ class PackConfig:
     """Clips with more are set aside."""
     drop: tuple[Literal["static", "cut", "damaged", "variable_rate"], ...] = ()
     """Oddities for which a clip is set aside; all others are only noted in the index."""
+    decoder: Decoder = "auto"
+    """Auto and pyav decode by PyAV, the fastest wherever it was measured; decord makes RGB of whole pictures before it
+    scales them, and decodes by decord where that surely gives the same pixels, by PyAV elsewhere."""
     limits: VideoLimits = field(default_factory=VideoLimits)
     """What a video may ask for."""
 

@@ -192,6 +192,8 @@ def _deciding(config: PackConfig) -> dict[str, Any]:
     """Returns what the bytes of a shard depend on: how patient the decoder's guard is decides over no frame."""
     options = to_dict(config)
     patience = ("max_decode_s", "max_decode_mb")
+    if options["decoder"] != "decord":  # The others are one.
+        del options["decoder"]
     return {**options, "limits": {name: value for name, value in options["limits"].items() if name not in patience}}
 
 

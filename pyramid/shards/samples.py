@@ -103,4 +103,5 @@ def _request(clip: Clip, config: PackConfig) -> DecodeRequest:
         size_px=(config.size_px, config.size_px),
         crop=config.fit == "crop",
         max_frames=config.max_frames,
+        decoder=config.decoder,
     )

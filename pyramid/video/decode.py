@@ -1,34 +1,35 @@
 """Frames out of source videos by presentation time.
 
-Which stretch and rate is wanted, and what to do with a bad one, is left to the caller; packed clips, by index, to
-`pyramid.video.packed`.
+Which stretch and rate is wanted, and what to do with a bad one, is left to the caller; which decoder reads them to
+`pyramid.video.backends`, packed clips, by index, to `pyramid.video.packed`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
-import av
-import av.error
 import numpy as np
 from numpy.typing import NDArray
 
 from pyramid.errors import SkipItemError
 from pyramid.types import Frames
+from pyramid.video.backends.choice import Decoder, choose
+from pyramid.video.backends.protocol import Backend, Reading
+from pyramid.video.backends.timeline import Timeline, read_timeline
+from pyramid.video.backends.with_pyav import PyavBackend
 from pyramid.video.packed import decode_mp4
-from pyramid.video.probe import DEFAULT_LIMITS, VideoLimits, open_video
+from pyramid.video.probe import DEFAULT_LIMITS, VideoLimits, probe
 from pyramid.video.scale import Picture, Scaler
 
 __all__ = ["DecodeRequest", "Stretch", "decode_mp4", "decode_source", "open_source"]
 
-_SEEK_MARGIN_S = 0.5
-"""Decoding starts this much before the wanted time, for streams whose key frames carry rounded times."""
-_INDEXED = ("mov", "matroska")
-"""Containers that say where their key frames are, and when the first frame is shown. In others (transport streams,
-program streams, AVI) a seek may end behind the frame that was asked for: those are decoded from their beginning."""
+_FEW = 1 / 5
+"""Share of a video's rate up to which it is worth knowing beforehand which frames are wanted."""
+_EARLY_S = 5e-4
+"""A frame this much before a time counts as shown at it: containers store times in ticks of up to a millisecond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class DecodeRequest:
     """Whether to keep the aspect and cut the centre out instead of squashing the picture."""
     max_frames: int = 100_000
     """More than this is refused."""
+    decoder: Decoder = "auto"
+    """Who reads the video; the rule is in `pyramid.video.backends.choice`."""
 
 
 def decode_source(path: str, request: DecodeRequest, limits: VideoLimits = DEFAULT_LIMITS) -> Frames:
@@ -66,7 +69,7 @@ def decode_source(path: str, request: DecodeRequest, limits: VideoLimits = DEFAU
     """
     stretch = Stretch(request, path)
     pixels = np.empty((0, 0, 0, 3), np.uint8)
-    with open_source(path, request, limits) as pictures:
+    with open_source(path, request, limits, plan_reading(path, [request], limits)) as pictures:
         for n, picture in enumerate(_taken(pictures, stretch)):
             if n == len(pixels):
                 pixels = _grown(pixels, picture.rgb.shape)
@@ -93,6 +96,30 @@ def _grown(pixels: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint
     return room
 
 
+class _Grid:
+    """Finds the frames nearest to a grid of times, each at most once, by the time of the frame behind each."""
+
+    def __init__(self, request: DecodeRequest) -> None:
+        self._start_s, self._rate_hz = request.start_s, request.rate_hz
+        self._next = 0
+
+    def takes(self, time_s: float, behind_s: float) -> bool:
+        """Tells whether a frame is wanted; to be asked of each in order."""
+        if self._rate_hz is None:
+            return True
+        # It is final for every grid time that is nearer to it than to the one behind.
+        middle = (time_s + behind_s) / 2 - self._start_s + 1e-9
+        if self._next / self._rate_hz > middle:
+            return False
+        self._next = int(middle * self._rate_hz) + 1
+        return True
+
+    def takes_last(self, time_s: float) -> bool:
+        """Tells whether the last frame is wanted."""
+        # A millisecond, to which containers round; a grid time past the last frame has no frame of its own.
+        return self._rate_hz is None or self._next / self._rate_hz <= time_s - self._start_s + 1e-3
+
+
 class Stretch:
     """Takes out of a video's frames, pushed in order, the ones that a request wants.
 
@@ -102,46 +129,44 @@ class Stretch:
 
     def __init__(self, request: DecodeRequest, path: str) -> None:
         self.request, self.path = request, path
-        # Half a millisecond: containers store times in ticks of up to a millisecond.
-        self.start_s, self.stop_s = request.start_s - 5e-4, request.end_s - 5e-4
+        self.start_s, self.stop_s = request.start_s - _EARLY_S, request.end_s - _EARLY_S
         self.times_s: list[float] = []
         """Times of the frames taken so far, seconds from the video's first frame."""
-        self._held: tuple[float, Picture] | None = None
+        self._held: tuple[float, Picture | None] | None = None
         self._size: tuple[int, int] | None = None
-        self._grid = 0
+        self._grid = _Grid(request)
 
-    def push(self, time_s: float, picture: Picture) -> Picture | None:
-        """Takes note of the video's next frame; returns the frame that is now known to be wanted, if one is."""
+    def push(self, time_s: float, picture: Picture | None) -> Picture | None:
+        """Takes note of the video's next frame; returns the frame that is now known to be wanted, if one is.
+
+        Args:
+            time_s: when it is shown, seconds from the video's first frame.
+            picture: the frame; None if it was not decoded.
+        """
         if time_s < self.start_s or time_s >= self.stop_s:
             return None
         if self.request.rate_hz is None:
             return self._take(time_s, picture)
         held, self._held = self._held, (time_s, picture)
-        if held is None:
-            return None
-        # The held frame is final for every grid time that is nearer to it than to this one.
-        middle = (held[0] + time_s) / 2 - self.request.start_s + 1e-9
-        if self._grid / self.request.rate_hz > middle:
-            return None
-        self._grid = int(middle * self.request.rate_hz) + 1
-        return self._take(*held)
+        return self._take(*held) if held and self._grid.takes(held[0], time_s) else None
 
     def close(self) -> Picture | None:
         """Ends the stretch; returns its last frame if that was held back."""
         last, held, self._held = None, self._held, None
-        # A millisecond, to which containers round; a grid time past the last frame has no frame of its own.
-        if held and self._grid / (self.request.rate_hz or 1) <= held[0] - self.request.start_s + 1e-3:
+        if held and self._grid.takes_last(held[0]):
             last = self._take(*held)
         if not self.times_s:
             where = f"between {self.request.start_s:.3f} and {self.request.end_s:.3f} s"
             raise SkipItemError("no_frames", f"{self.path}: no frame {where}")
         return last
 
-    def _take(self, time_s: float, picture: Picture) -> Picture:
+    def _take(self, time_s: float, picture: Picture | None) -> Picture:
         if len(self.times_s) >= self.request.max_frames:
             raise SkipItemError(
                 "too_many_frames", f"{self.path}: more than {self.request.max_frames} frames in one clip"
             )
+        if picture is None:
+            raise SkipItemError("decode_error", f"{self.path}: the frame at {time_s:.3f} s does not come out")
         self._size = self._size or picture.stored_px
         # Streams that were glued together show another size, or times that go back.
         if picture.stored_px != self._size:
@@ -159,55 +184,81 @@ class Stretch:
 class Pictures:
     """The frames of an opened video in one pass, with their times in seconds."""
 
-    each: Iterator[tuple[float, Picture]]
-    """Gives them one by one."""
-    indexed: bool
-    """Whether a later stretch can be reached without decoding all before it."""
+    each: Iterator[tuple[float, Picture | None]]
+    """Gives them one by one; None for one that no request of the plan wants."""
+    seeks: bool
+    """Whether a later stretch can be reached by another pass without decoding all before it."""
 
-    def __iter__(self) -> Iterator[tuple[float, Picture]]:
+    def __iter__(self) -> Iterator[tuple[float, Picture | None]]:
         return self.each
 
 
-def _is_indexed(container: Any) -> bool:
-    return any(name in container.format.name for name in _INDEXED)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a video is read."""
+
+    backend: Backend
+    """Who reads it."""
+    timeline: Timeline | None = None
+    """When its frames are shown, if somebody needs to know beforehand."""
+    wanted: NDArray[np.bool_] | None = None
+    """Which of its frames are wanted, in the order they are shown; None if that is not worth knowing."""
+
+
+def plan_reading(path: str, requests: Sequence[DecodeRequest], limits: VideoLimits = DEFAULT_LIMITS) -> Plan:
+    """Settles how a video is read for requests of one ``source_hz`` and ``decoder``; never refuses it."""
+    decoder, source_hz = requests[0].decoder, requests[0].source_hz
+    few = _wants_few(path, requests, limits)
+    timeline = read_timeline(path, limits) if few or decoder == "decord" else None
+    wanted = _wanted(timeline.times_s(source_hz), requests) if few and timeline is not None else None
+    return Plan(backend=choose(path, decoder, timeline, limits), timeline=timeline, wanted=wanted)
+
+
+def _wants_few(path: str, requests: Sequence[DecodeRequest], limits: VideoLimits) -> bool:
+    """Tells whether all rates asked for are far below the video's."""
+    rates = [request.rate_hz for request in requests if request.rate_hz is not None]
+    if len(rates) < len(requests):
+        return False
+    try:
+        source_hz = requests[0].source_hz or probe(path, limits).rate_hz
+    except SkipItemError:
+        return False
+    return source_hz is not None and max(rates) <= _FEW * source_hz
+
+
+def _wanted(times_s: NDArray[np.float64], requests: Sequence[DecodeRequest]) -> NDArray[np.bool_]:
+    """Returns which frames `Stretch` will take for any of the requests, bool [n]."""
+    wanted = np.zeros(len(times_s), bool)
+    for request in requests:
+        grid = _Grid(request)
+        first, end = np.searchsorted(times_s, [request.start_s - _EARLY_S, request.end_s - _EARLY_S])
+        inside = times_s[first:end].tolist()
+        taken = [grid.takes(*pair) for pair in pairwise(inside)]
+        taken += [grid.takes_last(time_s) for time_s in inside[-1:]]
+        wanted[first:end] |= np.asarray(taken, bool)
+    return wanted
 
 
 @contextlib.contextmanager
-def open_source(path: str, request: DecodeRequest, limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[Pictures]:
+def open_source(
+    path: str, request: DecodeRequest, limits: VideoLimits = DEFAULT_LIMITS, plan: Plan | None = None
+) -> Iterator[Pictures]:
     """Opens a video for one pass and yields its frames with their times in seconds.
 
     It begins at the request's start, or before it, and goes on to the end of the video; its rate and its end are for
-    `Stretch`. Memory does not depend on the length.
+    `Stretch`. Memory does not depend on the length, but for some 50 bytes a frame if the plan has a timeline.
+
+    Args:
+        path: the video.
+        request: where to begin, and how to scale.
+        limits: what the video may ask for.
+        plan: how it is read; by default every frame, by PyAV.
     """
-    with open_video(path, limits) as (container, stream):
-        scaler = Scaler(request.size_px, crop=request.crop)
-        rate = float(stream.average_rate) if stream.average_rate else None
-        frames = _timed_frames(container, stream, request, path)
-        pictures = ((time_s, Picture(frame, scaler, rate)) for time_s, frame in frames)
-        yield Pictures(pictures, _is_indexed(container))
-
-
-def _timed_frames(container: Any, stream: Any, request: DecodeRequest, path: str) -> Iterator[tuple[float, Any]]:
-    """Yields frames with their times in seconds; a stretch far into the file is reached by seeking."""
-    # One thread spends the least time of a processor for each frame; packing has its processes.
-    stream.thread_type, stream.codec_context.thread_count = "SLICE", 1
-    # Elsewhere the first frame tells, since the stream's own word may be a frame early.
-    indexed = _is_indexed(container) and stream.time_base
-    origin = float((stream.start_time or 0) * stream.time_base) if indexed else None
-    target = request.start_s - _SEEK_MARGIN_S
-    try:
-        if request.source_hz is None and target > 0 and origin is not None:
-            container.seek(int((target + origin) / stream.time_base), stream=stream, backward=True)
-        for index, frame in enumerate(container.decode(stream)):
-            if request.source_hz is not None:
-                yield index / request.source_hz, frame
-            elif frame.time is None:
-                raise SkipItemError("no_timestamps", f"{path}: frame {index} has no presentation time; set source_hz")
-            else:
-                origin = frame.time if origin is None else origin
-                yield frame.time - origin, frame
-    except MemoryError:
-        raise  # Not the file's damage; FFmpeg's error for it is one of its own as well.
-    except (av.error.FFmpegError, OSError) as error:
-        detail = str(getattr(error, "strerror", None) or error)
-        raise SkipItemError("decode_error", f"{path}: damaged or cut short ({detail})") from error
+    plan = plan or Plan(backend=PyavBackend())
+    reading = Reading(start_s=request.start_s, source_hz=request.source_hz, timeline=plan.timeline, wanted=plan.wanted)
+    scaler = Scaler(request.size_px, crop=request.crop, rgb_first=request.decoder == "decord")
+    with plan.backend.opened(path, reading, limits) as shown:
+        pictures = (
+            (time_s, None if frame is None else Picture(frame, scaler, shown.rate_hz)) for time_s, frame in shown.each
+        )
+        yield Pictures(pictures, shown.seeks)

@@ -38,6 +38,8 @@ _START_S = 300.0
 _HEADER_BYTES = 4
 _MAX_BYTES = 2**31
 _local = threading.local()
+inside = False
+"""Whether this is the guarded process."""
 
 
 def run(work: Work, task: Any, limits: VideoLimits, *, name: str) -> Iterator[Message]:
@@ -122,6 +124,7 @@ class _Child:
             env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path},
             process_group=0,
         )
+        self._watched = psutil.Process(self._process.pid)
         self._tasks = cast(IO[bytes], self._process.stdin)
         self._answers = cast(IO[bytes], self._process.stdout)
 
@@ -183,7 +186,7 @@ class _Child:
 
     def _resident_mb(self) -> float:
         try:
-            return float(psutil.Process(self._process.pid).memory_info().rss) / 2**20
+            return float(self._watched.memory_info().rss) / 2**20
         except psutil.Error:
             return 0.0  # It just ended; reading tells.
 

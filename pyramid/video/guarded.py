@@ -22,6 +22,7 @@ from typing import IO, Any
 import psutil
 
 from pyramid.errors import PyramidError
+from pyramid.video import guard
 from pyramid.video.guard import pack_message
 
 _PR_SET_PDEATHSIG = 1
@@ -31,6 +32,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Does tasks until there are no more."""
     _depend_on_parent()
+    guard.inside = True
     # What libraries print must not stand between messages.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

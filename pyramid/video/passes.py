@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from pyramid.errors import SkipItemError
-from pyramid.video.decode import DecodeRequest, Stretch, open_source
+from pyramid.video.decode import DecodeRequest, Plan, Stretch, open_source, plan_reading
 from pyramid.video.probe import DEFAULT_LIMITS, VideoLimits
 from pyramid.video.scale import Picture
 
@@ -35,7 +35,7 @@ def decode_clips(
 
     Args:
         path: the video.
-        requests: stretches; of one ``source_hz``, ``size_px`` and ``crop``.
+        requests: stretches; of one ``source_hz``, ``size_px``, ``crop`` and ``decoder``.
         limits: what the video may ask for.
         watch: told of each frame that is decoded, wanted or not.
 
@@ -43,10 +43,11 @@ def decode_clips(
         What happens, stretch by stretch interleaved; for each stretch its pictures in order, then its end.
     """
     waiting = deque(sorted(range(len(requests)), key=lambda i: (requests[i].start_s, i)))
+    plan = plan_reading(path, requests, limits) if requests else None
     while waiting:
         active: dict[int, Stretch] = {}
         try:
-            yield from _pass(path, requests, waiting, active, limits, watch=watch)
+            yield from _pass(path, requests, waiting, active, limits, plan=plan, watch=watch)
         except SkipItemError as error:
             for number in list(active) or [waiting.popleft()]:
                 yield number, error
@@ -59,16 +60,17 @@ def _pass(
     active: dict[int, Stretch],
     limits: VideoLimits,
     *,
+    plan: Plan | None,
     watch: Watch | None,
 ) -> Iterator[Event]:
     """Decodes from the first waiting stretch on, to the last or to a hole; moves numbers from waiting to active."""
     first, begun = requests[waiting[0]], False
-    with open_source(path, first, limits) as pictures:
+    with open_source(path, first, limits, plan) as pictures:
         for time_s, picture in pictures:
             yield from _end(active, time_s)
             while waiting and time_s >= (stretch := Stretch(requests[waiting[0]], path)).start_s:
                 active[waiting.popleft()], begun = stretch, True
-            if not active and (not waiting or (begun and pictures.indexed and _is_hole(requests[waiting[0]], time_s))):
+            if not active and (not waiting or (begun and pictures.seeks and _is_hole(requests[waiting[0]], time_s))):
                 return
             if watch is not None:
                 watch(time_s, list(active))
@@ -83,7 +85,7 @@ def _is_hole(coming: DecodeRequest, time_s: float) -> bool:
     return coming.source_hz is None and time_s < coming.start_s - _HOLE_S
 
 
-def _push(active: dict[int, Stretch], time_s: float, picture: Picture) -> Iterator[Event]:
+def _push(active: dict[int, Stretch], time_s: float, picture: Picture | None) -> Iterator[Event]:
     for number, stretch in list(active.items()):
         try:
             kept = stretch.push(time_s, picture)

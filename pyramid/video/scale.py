@@ -50,12 +50,19 @@ class Scaler:
     Args:
         size_px: (height, width) to resize to; None keeps the size.
         crop: keep the aspect and cut the centre out instead of squashing the picture.
+        rgb_first: make frames RGB before anything else, as they come from decoders that give nothing else.
     """
 
-    def __init__(self, size_px: tuple[int, int] | None = None, *, crop: bool = False) -> None:
-        self.size_px, self.crop = size_px, crop
-        self._shrink, self._to_rgb, self._to_yuv, self._to_luma = (VideoReformatter() for _ in range(4))
+    def __init__(self, size_px: tuple[int, int] | None = None, *, crop: bool = False, rgb_first: bool = False) -> None:
+        self.size_px, self.crop, self.rgb_first = size_px, crop, rgb_first
+        self._shrink, self._to_rgb, self._to_yuv, self._to_luma, self._whole = (VideoReformatter() for _ in range(5))
         self._cuts: dict[tuple[Any, ...], av.filter.Graph] = {}
+
+    def settled(self, frame: Any) -> Any:
+        """Returns a frame as it is to be worked on; turned ones as they are, or their turn would be lost."""
+        if not self.rgb_first or frame.rotation or frame.format.name == "rgb24":
+            return frame
+        return self._whole.reformat(frame, format="rgb24", threads=1)
 
     def _cut(self, frame: Any, box: Box) -> Any:
         """Returns a part of a frame; its pixels are not copied."""
@@ -137,7 +144,7 @@ class Picture:
     """One frame in the forms that are asked for, each made once; overlapping clips share it."""
 
     def __init__(self, frame: Any, scaler: Scaler, source_hz: float | None = None) -> None:
-        self._frame, self._scaler = frame, scaler
+        self._frame, self._scaler = scaler.settled(frame), scaler
         self.source_hz = source_hz
         """Mean rate that the container declares; None if it declares none."""
         self.stored_px: tuple[int, int] = (frame.height, frame.width)

@@ -1,0 +1,1 @@
+"""The decoders behind one interface, and which of them reads a video."""
