@@ -15,8 +15,11 @@ import pytest
 
 from pyramid import pack, scan
 from pyramid.errors import SkipItemError
+from pyramid.report.doctor import _decoders
+from pyramid.shards.options import PackConfig
+from pyramid.shards.pack import plan
 from pyramid.shards.reader import ShardSet
-from pyramid.types import Frames
+from pyramid.types import Clip, Frames
 from pyramid.video import guard
 from pyramid.video.backends import with_decord, with_pyav
 from pyramid.video.backends.timeline import read_timeline
@@ -227,3 +230,17 @@ def test_shards_of_decord_are_those_without_it(
         numbers = drawing.read_pictures(ShardSet.open(out).read(0).frames())
         assert numbers == list(range(0, N, 10 if rate_hz else 1))
     assert packed["with"] == packed["without"]
+
+
+def test_auto_and_pyav_are_one_packing() -> None:
+    clip = Clip(clip_id="a", corpus="c", video="v.mp4", start_s=0, end_s=1)
+    auto, pyav, other = (next(plan([clip], PackConfig(decoder=d), "")).digest for d in ("auto", "pyav", "decord"))
+    assert auto == pyav != other
+
+
+def test_the_doctor_names_the_decoders() -> None:
+    pytest.importorskip("decord")
+    check = _decoders()
+    assert check.ok
+    assert "PyAV" in check.found
+    assert "decord" in check.found
