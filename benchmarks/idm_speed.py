@@ -32,7 +32,7 @@ NAME = "robot"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=48, help="of the clip")
+    parser.add_argument("--frames", type=int, default=80, help="of the clip")
     parser.add_argument("--width", type=int, default=128, help="of the tower and the heads; the release has 1,024")
     parser.add_argument("--layers", type=int, default=6, help="of the tower; the release has 24")
     parser.add_argument("--size", type=int, default=128, help="side of the frames, pixels; the release has 256")
