@@ -134,7 +134,7 @@ class _OverTime(Attention):
         return self.out(torch.stack([before, second], dim=1))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return x.view(*x.shape[:-1], self.heads, -1)
 
 
 class _Block(nn.Module):

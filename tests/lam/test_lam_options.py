@@ -187,6 +187,26 @@ def test_a_still_camera_leaves_every_bit():
     assert frames.valid.all()
 
 
+@pytest.mark.parametrize("side", [32, 64])
+def test_noise_before_a_still_camera_is_no_motion(side):
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.full((64, 3, side, side), 120.0)
+    plain += torch.linspace(0, 20, side)  # a wall: hardly anything to see
+    first, second = ((plain + 3 * torch.randn(64, 3, side, side, generator=generator)).byte() for _ in range(2))
+    assert not global_motion(first, second).any()
+
+
+@pytest.mark.parametrize("shift", [(0.6, 0.0), (1.5, -0.7), (-3.5, 2.0)])
+def test_parts_of_a_pixel_are_taken_back(shift):
+    first = textured()[..., :64, :64]
+    second, _ = moved_back(first, -torch.tensor([shift] * 4))
+    generator = torch.Generator().manual_seed(1)
+    noisy = [(x * 255 + torch.randn(x.shape, generator=generator)).clamp(0, 255).byte() for x in (first, second)]
+    kept, moved = (prepare(ObjectiveConfig(camera=camera), *noisy) for camera in ("kept", "compensated"))
+    before, after = ((frames.second - frames.first).abs()[..., 4:60, 4:60].mean() for frames in (kept, moved))
+    assert float(after) < 0.7 * float(before)
+
+
 def test_labels_see_the_compensated_pair(shards, tmp_path):
     train_lam(shards, out=str(tmp_path), **{**SMALL, "trainer.max_steps": 1, "objectives.camera": "compensated"})
     labeler = load(str(tmp_path))
