@@ -25,7 +25,6 @@ from lam.model import build_model
 from lam.quantizers import build_quantizer
 from lam.views import Context, View, from_patches, to_patches
 from pyramid.config import from_dict, to_dict
-from pyramid.nn.attention import Attention
 from pyramid.training import TrainerConfig
 
 SIZES = ModelConfig(
@@ -180,16 +179,6 @@ def test_a_causal_encoder_keeps_the_second_frame_from_where_the_first_stands():
     other = x.clone()
     other[:, 0] += torch.randn(16)
     assert not torch.allclose(block(x, None)[:, 1], block(other, None)[:, 1])
-
-
-def test_written_out_attention_over_time_is_masked_attention():
-    block = model_of(ARCHITECTURES[4]).encoder.blocks[0]
-    x = torch.randn(3, 2, 5, 16, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.normal_(block.time.key.bias)
-    sequences = x.transpose(1, 2).flatten(0, 1)
-    masked = Attention.forward(block.time, sequences, mask=torch.ones(1, 2, 2, dtype=torch.bool).tril())
-    assert torch.allclose(block.time(x), masked.unflatten(0, (3, 5)).transpose(1, 2), atol=1e-6)
-    assert torch.allclose(block(x, None, 2), block(x, None)[:, :, :2], atol=1e-6)
 
 
 @pytest.mark.parametrize("extra", ["gap", "text"])
