@@ -5,7 +5,6 @@ The engine's own tests do the same with a labeler that is no network; here it is
 
 from __future__ import annotations
 
-import killing
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -72,33 +71,6 @@ def test_the_number_of_shards_changes_no_row(clips, model_dir, tmp_path):
         tables.append(rows_of(cut, folder / "labels"))
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)  # each worker imports torch
-@pytest.mark.parametrize("workers", [2, 8])
-def test_several_workers_write_what_one_does(clips, model_dir, tmp_path, workers):
-    shards, _ = clips
-    one = labelled(shards, model_dir, tmp_path / "one", workers=1)
-    assert one == labelled(shards, model_dir, tmp_path / "several", workers=workers)
-    assert len(one) == N_CLIPS
-
-
-@pytest.mark.slow
-def test_killed_anywhere_and_run_again_the_tables_are_the_same(clips, model_dir, tmp_path):
-    shards, _ = clips
-    job = {"shards": shards, "labeler": "lam", "model": model_dir, "limit": 2}
-    labelled(shards, model_dir, tmp_path / "whole", limit=2)
-    whole = {p.name: digest for p, digest in tables_of(tmp_path / "whole").items()}
-    points = killing.stop_everywhere("pyramid.labels.engine:label", out=tmp_path / "out", **job)
-    assert len(points) >= 4  # tables and receipts of two shards
-    for number, point in enumerate(points):
-        assert point["stopped"] != point["resumed"]
-        assert {p.name: d for p, d in tables_of(tmp_path / f"out-{number}").items()} == whole
-
-
-def tables_of(folder):
-    return {path: path.read_bytes() for path in folder.glob("*.parquet")}
 
 
 def test_a_run_that_is_gone_on_with_keeps_its_tables_and_ends_the_same(clips, model_dir, tmp_path):
