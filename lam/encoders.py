@@ -94,9 +94,10 @@ class TransformerEncoder(nn.Module):
         x = torch.cat([extra, patches], dim=2) + self.times
         if self.gap is not None:
             x = x + self.gap(context)[:, None, None]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, mask)
-        tokens = self.norm(x[:, 1, : len(self.queries)]).split([count for count, _ in self.specs], dim=1)
+        x = self.blocks[-1](x, mask, len(self.queries))
+        tokens = self.norm(x[:, 1]).split([count for count, _ in self.specs], dim=1)
         return [head(part).float() for head, part in zip(self.heads, tokens, strict=True)]
 
     def _patches(self, view: View) -> Tensor:
@@ -116,23 +117,45 @@ def _words(project: nn.Linear, context: Context) -> tuple[Tensor, Tensor]:
     return project(context.text), context.text_mask
 
 
+class _OverTime(Attention):
+    """Causal attention of each place over two frames, written out: of two keys, the softmax is one sigmoid.
+
+    The first frame sees itself alone, so it needs no query; keys matter by their difference alone, so they need no
+    bias. Attention kernels spend a block of rows on each of the many sequences of two.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Maps float [B, 2, L, W] to the same."""
+        query = self._heads(self.query(x[:, 1]))
+        keys = self._heads(nn.functional.linear(x[:, 0] - x[:, 1], self.key.weight))
+        before, now = self.value(x).unbind(1)
+        share = torch.sigmoid((query * keys).sum(-1, keepdim=True) / query.shape[-1] ** 0.5)
+        second = now + (share * self._heads(before - now)).flatten(-2)
+        return self.out(torch.stack([before, second], dim=1))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.heads, -1)
+
+
 class _Block(nn.Module):
     """Pre-norm attention within a frame, causal attention of each place over time, feed-forward."""
-
-    causal: Tensor
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.space_norm, self.time_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.space, self.time = Attention(width, heads), Attention(width, heads)
+        self.space, self.time = Attention(width, heads), _OverTime(width, heads)
         self.mlp = FeedForward(width)
-        self.register_buffer("causal", torch.ones(1, 2, 2, dtype=torch.bool).tril(), persistent=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Maps float [B, T, L, W] to the same; ``mask``: bool [B * T, L], True = may be attended within a frame."""
-        batch, frames, places = x.shape[:3]
-        within = self.space(self.space_norm(x).flatten(0, 1), mask=mask)
-        x = x + within.unflatten(0, (batch, frames))
-        over = self.time(self.time_norm(x).transpose(1, 2).flatten(0, 1), mask=self.causal)
-        x = x + over.unflatten(0, (batch, places)).transpose(1, 2)
+    def forward(self, x: Tensor, mask: Tensor | None, n_read: int | None = None) -> Tensor:
+        """Maps float [B, T, L, W] to the first ``n_read`` places, float [B, T, n_read, W]; None: to all.
+
+        Args:
+            x: the places.
+            mask: bool [B * T, L], True = may be attended within a frame.
+            n_read: places that anything is read from.
+        """
+        seen = self.space_norm(x).flatten(0, 1)
+        within = self.space(seen[:, :n_read], self.space.project(seen), mask)
+        x = x[:, :, :n_read] + within.unflatten(0, x.shape[:2])
+        x = x + self.time(self.time_norm(x))
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]

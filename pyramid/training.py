@@ -156,7 +156,14 @@ class StepModule(lightning.LightningModule):
         """AdamW over the parameters that train, warm-up, cosine."""
         config = self.trainer_config
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            # One pass over the weights; float16's unscaling of gradients would stand in the way of clipping them.
+            fused=config.precision != "16-mixed",
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

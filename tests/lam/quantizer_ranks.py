@@ -14,12 +14,14 @@ from lam.config import QuantizerConfig
 from lam.quantizers import Quantizer, build_quantizer
 
 
-def main(rank: int, store: str, kinds: list[str]) -> None:
+def run(rank: int, store: str, kinds: list[str]) -> dict[str, dict[str, object]]:
     # Built before the ranks know of each other, as under a Lightning trainer.
     built = {kind: build(kind) for kind in kinds}
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    print(json.dumps({kind: train(quantizer, rank) for kind, quantizer in built.items()}), flush=True)
-    distributed.destroy_process_group()
+    try:
+        return {kind: train(quantizer, rank) for kind, quantizer in built.items()}
+    finally:
+        distributed.destroy_process_group()
 
 
 def build(kind: str) -> Quantizer:
@@ -61,4 +63,4 @@ def codes_of(quantizer: Quantizer) -> torch.Tensor | None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    print(json.dumps(run(int(sys.argv[1]), sys.argv[2], sys.argv[3:])), flush=True)

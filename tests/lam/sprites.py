@@ -47,8 +47,8 @@ def make_sample(number: int, *, rate_hz: float = 80.0, embodiment: str = "sprite
     return Sample(f"sprites-{number:012x}-0000", meta, times, encode_mp4(pixels, rate_hz), state, action)
 
 
-def write_shards(folder: Path, samples: list[Sample]) -> str:
-    """Writes samples as one shard with its index."""
+def write_shards(folder: Path, samples: list[Sample], per_shard: int = 1000) -> str:
+    """Writes samples as shards of so many with their index."""
     members = [
         (
             sample.key,
@@ -58,7 +58,8 @@ def write_shards(folder: Path, samples: list[Sample]) -> str:
         )
         for sample in samples
     ]
-    rows = write_shard(str(folder / "clips-000000.tar"), members)
+    groups = [members[first : first + per_shard] for first in range(0, len(members), per_shard)]
+    rows = [row for n, group in enumerate(groups) for row in write_shard(str(folder / f"clips-{n:06d}.tar"), group)]
     facts = [
         {
             **sample.meta,

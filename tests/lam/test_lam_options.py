@@ -13,7 +13,6 @@ import tiny_hub
 import torch
 from lam_variants import SMALL, features_of, made
 
-from lam.camera import global_motion, moved_back
 from lam.config import LAMConfig, ObjectiveConfig, TextConfig
 from lam.evaluate import evaluate_lam
 from lam.flow import FlowTarget
@@ -151,54 +150,6 @@ def test_flow_is_a_term_of_the_loss(shards, tmp_path):
     _, logs = module.loss(sampler.batch_at(0), torch_generator(0))
     assert float(logs["loss_flow"]) == pytest.approx(0.1, rel=1e-2)  # nothing predicted yet: the error of no flow
     assert not any("raft" in name for name in module.model.state_dict())
-
-
-# Camera
-
-
-def textured(count=4, side=64):
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 24, 24, generator=generator)
-    return torch.nn.functional.interpolate(coarse, side + 32, mode="bicubic").clamp(0, 1)
-
-
-def test_a_moving_camera_is_taken_back():
-    whole = textured()
-    first = (whole[..., 16:80, 16:80] * 255).byte()
-    second = (whole[..., 13:77, 21:85] * 255).byte()  # the content moves 5 px left and 3 px down
-    assert torch.allclose(global_motion(first, second), torch.tensor([-5.0, 3.0]), atol=0.2)
-    kept = prepare(ObjectiveConfig(), first, second)
-    moved = prepare(ObjectiveConfig(camera="compensated"), first, second)
-    assert kept.valid is None
-    assert float((kept.second - kept.first).abs().mean()) > 0.05
-    difference = (moved.second - moved.first).abs() * moved.valid
-    assert float(difference.mean()) < 0.2 * float((kept.second - kept.first).abs().mean())
-    assert 0.85 < float(moved.valid.mean()) < 0.92  # 59 of 64 columns, 61 of 64 rows
-    exact, _ = moved_back(second.float() / 255, torch.tensor([[-5.0, 3.0]] * 4))
-    assert torch.allclose(exact[..., 0:61, 5:64], first[..., 0:61, 5:64] / 255, atol=1e-5)
-
-
-def test_a_still_camera_leaves_every_bit():
-    first = (textured()[..., :64, :64] * 255).byte()
-    second = first.clone()
-    second[..., 20:30, 20:30] = 255  # something moves before a still background
-    frames = prepare(ObjectiveConfig(camera="compensated"), first, second)
-    assert torch.equal(frames.second, second.float() / 255)
-    assert frames.valid.all()
-
-
-def test_labels_see_the_compensated_pair(shards, tmp_path):
-    train_lam(shards, out=str(tmp_path), **{**SMALL, "trainer.max_steps": 1, "objectives.camera": "compensated"})
-    labeler = load(str(tmp_path))
-    kept = load(str(tmp_path))
-    kept.model.config = replace(kept.model.config, objectives=ObjectiveConfig())
-    still = sprites.make_sample(1, n_frames=20, still=True)
-    assert labeler.label([still])[0]["latent"].equals(kept.label([still])[0]["latent"])
-    shift = sprites.make_sample(1, n_frames=20)
-    rolled = np.stack([np.roll(frame, 3 * (i // 8 % 2), 1) for i, frame in enumerate(shift.frames())])
-    moving = replace(shift, video=sprites.encode_mp4(rolled, 80.0))
-    one, other = (np.stack(lab.label([moving])[0]["latent"].to_numpy()) for lab in (labeler, kept))
-    assert np.abs(one - other).max() > 1e-3
 
 
 # Focus
