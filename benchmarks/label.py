@@ -23,7 +23,9 @@ import psutil
 import pyarrow as pa
 import torch
 
+from idm.bodies import describe_embodiments
 from idm.config import IDMConfig
+from idm.data import Demonstration, fit_normalizers
 from idm.model import InverseDynamicsModel
 from lam.config import LAMConfig
 from lam.facts import ModelFacts
@@ -34,7 +36,6 @@ from pyramid.config import resolve, to_dict
 from pyramid.labels.clips import DecodedOnce
 from pyramid.labels.protocol import Labeler, load_labeler
 from pyramid.nn.checkpoint import save_model
-from pyramid.normalize import Normalizer
 from pyramid.rng import rng
 from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA, META, TIMES, VIDEO, dump_array
 from pyramid.shards.reader import Sample, ShardSet
@@ -149,13 +150,14 @@ def made_models(folder: Path, embodiments: Sequence[str], rate_hz: float) -> dic
         extra={"facts": to_dict(ModelFacts())},
     )
     idm = resolve(IDMConfig, "idm/tiny", **{"windows.rate_hz": rate_hz})
-    normalizer = Normalizer("mean_std", np.zeros(7, np.float32), np.ones(7, np.float32))
-    known = {name: {"action_dim": 7, "normaliser": normalizer.to_dict()} for name in embodiments}
+    actions = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
+    shown = [Demonstration(0, name, list(range(9)), actions, None, []) for name in embodiments]
+    known = describe_embodiments(shown, fit_normalizers(shown), {})
     save_model(
         str(folder / "idm"),
         kind="idm",
         config=to_dict(idm),
-        module=InverseDynamicsModel(idm, dict.fromkeys(known, 7)),
+        module=InverseDynamicsModel(idm, dict.fromkeys(known, (7, 0))),
         provenance={},
         extra={"embodiments": known},
     )

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from idm.bodies import describe_embodiments
 from idm.config import IDMConfig
+from idm.data import Demonstration, fit_normalizers
 from idm.model import InverseDynamicsModel
 from lam.config import LAMConfig
 from lam.facts import ModelFacts
 from lam.model import build_model
 from pyramid.config import resolve, to_dict
 from pyramid.nn.checkpoint import save_model
-from pyramid.normalize import Normalizer
 
 SIZE = {"model.image_size_px": 32}
 
@@ -50,21 +51,23 @@ def idm_model(folder: Path, embodiments: Sequence[str] = ("arm",), rate_hz: floa
         "idm/tiny",
         **{
             **SIZE,
-            "model.widths": (16, 16, 24),
-            "model.hidden": 32,
+            "model.vision.widths": (16, 16, 24),
+            "model.head.hidden": 32,
             "windows.horizon": 4,
             "windows.frames": (0, 2, 4),
             "windows.rate_hz": rate_hz,
         },
     )
     torch.manual_seed(1)
-    normalizer = Normalizer("mean_std", np.zeros(2, np.float32), np.ones(2, np.float32)).to_dict()
+    actions = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    shown = [Demonstration(0, name, list(range(9)), actions, None, []) for name in embodiments]
+    known = describe_embodiments(shown, fit_normalizers(shown), {})
     save_model(
         str(folder),
         kind="idm",
         config=to_dict(config),
-        module=InverseDynamicsModel(config, dict.fromkeys(embodiments, 2)),
+        module=InverseDynamicsModel(config, dict.fromkeys(embodiments, (2, 0))),
         provenance={},
-        extra={"embodiments": {name: {"action_dim": 2, "normaliser": normalizer} for name in embodiments}},
+        extra={"embodiments": known},
     )
     return str(folder)
