@@ -161,8 +161,8 @@ class StepModule(lightning.LightningModule):
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            # One pass over the weights; float16's unscaling of gradients would stand in the way of clipping them.
-            fused=config.precision != "16-mixed",
+            # One pass over the weights; in mixed precision Lightning clips no gradients for a fused optimiser.
+            fused=not config.precision.endswith("-mixed"),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -6,6 +6,7 @@ run goes on from is forgotten and written again.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ class DrawnLog:
 
     def __init__(self, out: str, *, mixture: str, digest: str, batch_size: int) -> None:
         self.folder = files.join(out, FOLDER)
-        place = mixture if files.is_remote(mixture) else str(Path(mixture).resolve())
+        # Relative, so that a folder that holds both can be moved.
+        near = not files.is_remote(mixture) and not files.is_remote(out)
+        place = os.path.relpath(mixture, out) if near else mixture
         self._facts = {"mixture": place, "mixture_digest": digest, "batch_size": batch_size}
         self._first = self._next = self._rank = 0
         self._rows: list[dict[str, Any]] = []
@@ -100,7 +103,9 @@ def read_drawn(run: str) -> DrawnSamples:
     table = pa.concat_tables([parquet.read(files.join(folder, name), list(_COLUMNS)) for name in names])
     table = table.sort_by("position")
     columns = {name: table[name].to_numpy() for name in _COLUMNS}
-    return DrawnSamples(mixture=str(facts[0]["mixture"]), digest=str(facts[0]["mixture_digest"]), **columns)
+    place = str(facts[0]["mixture"])
+    mixture = place if files.is_remote(place) else os.path.normpath(Path(run, place))
+    return DrawnSamples(mixture=mixture, digest=str(facts[0]["mixture_digest"]), **columns)
 
 
 def _names(folder: str) -> list[str]:

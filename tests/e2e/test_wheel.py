@@ -65,7 +65,7 @@ def test_preset_is_found_outside_the_checkout(installed: Path, tmp_path: Path) -
     assert str(installed) in where.stdout
     done = call(installed, "train", "lam", "--config", "lam/tiny", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "200 steps" in done.stdout
+    assert "300 steps" in done.stdout
     assert "nothing written" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

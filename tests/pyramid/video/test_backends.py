@@ -234,7 +234,7 @@ def test_shards_of_decord_are_those_without_it(
 
 def test_auto_and_pyav_are_one_packing() -> None:
     clip = Clip(clip_id="a", corpus="c", video="v.mp4", start_s=0, end_s=1)
-    auto, pyav, other = (next(plan([clip], PackConfig(decoder=d), "")).digest for d in ("auto", "pyav", "decord"))
+    auto, pyav, other = (next(plan([vars(clip)], PackConfig(decoder=d), "")).digest for d in ("auto", "pyav", "decord"))
     assert auto == pyav != other
 
 
