@@ -129,16 +129,17 @@ def test_dead_codes_come_back_late_in_a_run_and_not_if_they_are_left(kind):
 
 def test_two_ranks_with_other_data_hold_the_same_codes_bit_for_bit(tmp_path):
     kinds = [*WITH_CODEBOOK, "lfq"]
-    # One rank is this process: starting another is what takes long.
-    other = subprocess.Popen(
-        [sys.executable, quantizer_ranks.__file__, "1", str(tmp_path / "store"), *kinds],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        found = [quantizer_ranks.run(0, str(tmp_path / "store"), kinds)]
-    found.append(json.loads(other.communicate(timeout=120)[0].splitlines()[-1]))
-    assert other.returncode == 0
+    # The library remembers for a whole process whether there are ranks: both get a new one, as in training.
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, quantizer_ranks.__file__, rank, str(tmp_path / "store"), *kinds],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    found = [json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
     assert found[0] == found[1]
     assert {kind: one["tensors"] > 0 for kind, one in found[0].items()} == dict.fromkeys([*WITH_CODEBOOK, "lfq"], True)
     assert [kind for kind in WITH_CODEBOOK if found[0][kind]["redrawn"] == 0] == []
