@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,25 +19,20 @@ from pyramid.shards.cache import cache_folder
 
 def cached_table(kind: str, digest: str, make: Callable[[], pa.Table]) -> pa.Table:
     """Returns a table kept under a digest, or makes and keeps it; a cache that cannot be written is done without."""
-    path = cache_folder() / kind / f"{digest}.parquet"
-    with contextlib.suppress(PyramidError, OSError):
-        if path.exists():
-            return parquet.read(path)
-    table = make()
-    with contextlib.suppress(PyramidError, OSError):
-        files.make_dirs(path.parent)
-        parquet.write(path, table)
-    return table
+    return _cached(cache_folder() / kind / f"{digest}.parquet", parquet.read, parquet.write, make)
 
 
 def cached_json(kind: str, digest: str, make: Callable[[], Any]) -> Any:
     """The same for plain data."""
-    path = cache_folder() / kind / f"{digest}.json"
+    return _cached(cache_folder() / kind / f"{digest}.json", files.read_json, files.write_json, make)
+
+
+def _cached(path: Path, read: Callable[..., Any], write: Callable[..., Any], make: Callable[[], Any]) -> Any:
     with contextlib.suppress(PyramidError, OSError):
         if path.exists():
-            return files.read_json(path)
-    data = make()
+            return read(path)
+    made = make()
     with contextlib.suppress(PyramidError, OSError):
         files.make_dirs(path.parent)
-        files.write_json(path, data)
-    return data
+        write(path, made)
+    return made
