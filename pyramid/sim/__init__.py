@@ -11,14 +11,19 @@ from pyramid.sim.dataset import SimReport, make_dataset
 from pyramid.sim.env import MetaWorldEnv
 from pyramid.sim.episodes import Episode, rollout_expert
 from pyramid.sim.render import Renderer
+from pyramid.sim.rollouts import Player, RolloutConfig, RolloutResult, play
 
 __all__ = [
     "DegradeConfig",
     "Episode",
     "MetaWorldEnv",
+    "Player",
     "Renderer",
+    "RolloutConfig",
+    "RolloutResult",
     "SimConfig",
     "SimReport",
     "make_dataset",
+    "play",
     "rollout_expert",
 ]

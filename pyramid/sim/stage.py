@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pyramid import files
 from pyramid.errors import DataError
@@ -44,6 +44,22 @@ class Job:
     """For robot episodes: frames in the episodes before it."""
 
 
+class View(Protocol):
+    """How a scene is drawn; a data set's config is one, and so is that of rollouts."""
+
+    @property
+    def size_px(self) -> int:
+        """Height and width of the pictures."""
+
+    @property
+    def camera(self) -> str:
+        """Name of the camera."""
+
+    @property
+    def fovy_deg(self) -> float:
+        """The camera's vertical field of view."""
+
+
 class Stage:
     """An environment in one look with its renderer; a process keeps one, because opening it takes half a second."""
 
@@ -52,19 +68,19 @@ class Stage:
         self._env: MetaWorldEnv | None = None
         self._renderer: Renderer | None = None
 
-    def env(self, task: str, look: Look, config: SimConfig) -> MetaWorldEnv:
+    def env(self, task: str, look: Look, view: View) -> MetaWorldEnv:
         """Returns the environment of a task, opened if another one was open."""
-        key = (task, look, config.size_px, config.camera, config.fovy_deg)
+        key = (task, look, view.size_px, view.camera, view.fovy_deg)
         if self._env is None or self._key != key:
             self.close()
             self._env, self._key = MetaWorldEnv(task), key
             apply_look(self._env.model, look)
         return self._env
 
-    def renderer(self, env: MetaWorldEnv, config: SimConfig) -> Renderer:
+    def renderer(self, env: MetaWorldEnv, view: View) -> Renderer:
         """Returns the renderer of the environment that is open."""
         if self._renderer is None:
-            self._renderer = Renderer(env.model, size_px=config.size_px, camera=config.camera, fovy_deg=config.fovy_deg)
+            self._renderer = Renderer(env.model, size_px=view.size_px, camera=view.camera, fovy_deg=view.fovy_deg)
         return self._renderer
 
     def close(self) -> None:
