@@ -21,7 +21,7 @@ from pyramid.sim.config import CAMERAS
 from pyramid.sim.env import ACTION_DIM, MAX_STEPS, MetaWorldEnv
 from pyramid.sim.looks import LOOKS, Look
 from pyramid.sim.plan import PARTS
-from pyramid.sim.stage import STAGE
+from pyramid.sim.stage import STAGE, View
 from pyramid.sim.tasks import INSTRUCTIONS
 
 _STARTS_PER_UNIT = 5
@@ -152,8 +152,9 @@ class _Task:
 
 def _play(task: _Task) -> Outcome:
     config = task.config
-    env = STAGE.env(config.task, config.look, config)
-    renderer, player = STAGE.renderer(env, config), _player(task.load)
+    view = View(look=config.look, size_px=config.size_px, camera=config.camera, fovy_deg=config.fovy_deg)
+    env = STAGE.env(config.task, view)
+    renderer, player = STAGE.renderer(env, view), _player(task.load)
     played = [
         rollout(env, lambda: renderer.frame(env.data), player, seed=start_seed(config, index), config=config)
         for index in range(task.first, task.first + task.n)
