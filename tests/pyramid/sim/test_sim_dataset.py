@@ -8,9 +8,11 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pyramid import files, parquet
 from pyramid.config import to_dict
@@ -216,7 +218,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(made: Path, tmp_path: 
     assert contents(out) == contents(made)
 
 
-def hand_video(folder: Path, hand: HandConfig) -> np.ndarray:
+def hand_video(folder: Path, hand: HandConfig) -> NDArray[np.int64]:
     config = SimConfig(tasks=(QUICK_TASK,), n_hand=1, n_generated=0, n_robot=0, size_px=64, hand=hand)
     make_dataset(str(folder), config)
     return decode_mp4((folder / "hand" / f"{QUICK_TASK}-000.mp4").read_bytes()).astype(int)
@@ -235,7 +237,7 @@ def test_people_are_filmed_in_other_ways_than_robots(simulator: None, tmp_path: 
 
 
 def test_hand_videos_with_true_actions_are_a_reference(simulator: None, tmp_path: Path) -> None:
-    options = {"tasks": (QUICK_TASK,), "n_hand": 0, "n_generated": 0, "n_robot": 1, "size_px": 64}
+    options: dict[str, Any] = {"tasks": (QUICK_TASK,), "n_hand": 0, "n_generated": 0, "n_robot": 1, "size_px": 64}
     make_dataset(str(tmp_path / "robot"), SimConfig(**options))
     make_dataset(str(tmp_path / "hand"), SimConfig(**options, robot_look="hand"))
     robot, hand = (open_v2(str(tmp_path / look / "robot")) for look in ("robot", "hand"))
