@@ -59,19 +59,13 @@ class Policy(nn.Module):
         self.processor = Processor(tokenizer, config.backbone.max_text_tokens, bodies)
         self.backbone = backbone
         self.head = build_action_head(config.head, backbone.width, self.embodiments)
-        self.backbone.requires_grad_(not config.backbone.frozen)
+        size = config.backbone
+        backbone.set_trainable(frozen=size.frozen, top_layers=size.tune_top_layers, vision=size.tune_vision)
 
     @property
     def embodiments(self) -> dict[str, Embodiment]:
         """The declared embodiments by name."""
         return {name: body.embodiment for name, body in self.processor.bodies.items()}
-
-    def train(self, mode: bool = True) -> Policy:
-        """Switches training mode; a frozen backbone stays in evaluation mode."""
-        super().train(mode)
-        if self.config.backbone.frozen:
-            self.backbone.eval()
-        return self
 
     def encode(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Runs System 2.
@@ -84,7 +78,7 @@ class Policy(nn.Module):
             Context float [B, L, C] and its mask bool [B, L].
         """
         ids, mask = (t.to(images.device) for t in self.processor.text(texts, trim=True))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.backbone.frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone.trains):
             context, context_mask = self.backbone(images, ids, mask)
         return context, context_mask
 
