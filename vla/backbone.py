@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from pyramid.errors import ConfigError, DataError
 from vla.backbones.eagle import EagleBackbone
 from vla.backbones.interface import Backbone, BackboneSpec, image_mask
+from vla.backbones.keypoints import KeypointBackbone
 from vla.backbones.layout import ViewLayout, chat_layout, plain_layout
 from vla.backbones.llava import LlavaBackbone
 from vla.backbones.qwen3_vl import Qwen3VLBackbone
@@ -35,6 +36,7 @@ FAMILIES: Mapping[str, type[Backbone]] = {
     "smolvlm": SmolVLMBackbone,
     "qwen3_vl": Qwen3VLBackbone,
     "eagle": EagleBackbone,
+    "keypoints": KeypointBackbone,
 }
 """Every family by the name that `BackboneConfig.kind` has for it."""
 

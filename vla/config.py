@@ -18,8 +18,9 @@ __all__ = ["BackboneConfig", "HeadConfig", "PolicyConfig", "VLAConfig"]
 class BackboneConfig:
     """System 2: a vision-language model whose hidden states the action head attends to."""
 
-    kind: Literal["llava", "smolvlm", "qwen3_vl", "eagle"] = "llava"
-    """Family of the model: Llava, SmolVLM or Idefics3, Qwen3-VL (also Cosmos-Reason2), Eagle (N1, N1.5)."""
+    kind: Literal["llava", "smolvlm", "qwen3_vl", "eagle", "keypoints"] = "llava"
+    """Family of the model: Llava, SmolVLM or Idefics3, Qwen3-VL (also Cosmos-Reason2), Eagle (N1, N1.5), or keypoints:
+    a few fresh convolutions without a language model, for a CPU (`vision_width` points, `patch_px` their stride)."""
     pretrained: str | None = None
     """Folder or Hub repository of published weights; None makes a fresh model of the family from the sizes below."""
     revision: str | None = None
@@ -91,7 +92,7 @@ class BackboneConfig:
         self._check_fresh()
 
     def _check_fresh(self) -> None:
-        step = self.patch_px * (1 if self.kind == "llava" else self.merge)
+        step = self.patch_px * (1 if self.kind in ("llava", "keypoints") else self.merge)
         if self.image_size_px < 1 or (self.pretrained is None and self.image_size_px % step):
             raise ValueError(f"image_size_px {self.image_size_px} is not a multiple of patch_px (times merge), {step}")
         vision_heads, kv_heads = self.vision_heads or self.attention_heads, self.kv_heads or self.attention_heads

@@ -36,6 +36,7 @@ class Chat:
 
 CHATS: Mapping[str, Chat] = {
     "llava": Chat("USER: ", "", "\n", " ASSISTANT:"),
+    "keypoints": Chat("", "", "", ""),
     "smolvlm": Chat(
         "<|im_start|>User:",
         "<fake_token_around_image><global-img>",

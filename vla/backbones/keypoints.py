@@ -1,0 +1,136 @@
+"""Keypoints: a few convolutions that say where things are, and words as they are; no pretraining, no language model.
+
+A spatial softmax turns each channel into the point where it is most active (Levine et al. 2016, arXiv 1504.00702). It is
+what a policy of one or a few tasks can learn from scratch on a CPU, where a transformer over patches cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from pyramid.errors import ConfigError
+from vla.backbones.interface import Backbone, BackboneSpec
+from vla.config import BackboneConfig
+
+__all__ = ["KeypointBackbone"]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a model is made of; read and written like a configuration of transformers."""
+
+    vision_config: dict[str, Any]
+    text_config: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Model(nn.Module):
+    """Convolutions, one point a channel, tokens that each see all points; an embedding for words."""
+
+    def __init__(self, sizes: _Sizes) -> None:
+        super().__init__()
+        vision, text = sizes.vision_config, sizes.text_config
+        points, halvings = int(vision["width"]), int(vision["stride"]).bit_length() - 1
+        layers: list[nn.Module] = []
+        channels = 3
+        for layer in range(max(int(vision["layers"]), halvings)):
+            out = points if layer + 1 >= halvings else max(points // 2 ** (halvings - 1 - layer), 8)
+            layers += [nn.Conv2d(channels, out, 3, 2 if layer < halvings else 1, 1), nn.GroupNorm(1, out), nn.ReLU()]
+            channels = out
+        self.convolutions = nn.Sequential(*layers[:-2])  # The last one's values are logits.
+        self.sharpness = nn.Parameter(torch.ones(()))
+        self.n_tokens, width = int(vision["tokens"]), int(text["hidden_size"])
+        self.tokens = nn.Sequential(nn.Linear(2 * points, width), nn.ReLU(), nn.Linear(width, self.n_tokens * width))
+        self.words = nn.Embedding(int(text["vocab_size"]), width)
+        side = int(vision["image_size"]) // int(vision["stride"])
+        line = torch.linspace(-1, 1, side)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)
+        self.register_buffer("grid", grid, persistent=False)
+        self.grid: Tensor
+
+    def points(self, pixels: Tensor) -> Tensor:
+        """Returns where each channel looks, y and x in [-1, 1], float [B, K, 2]; `pixels`: float [B, 3, H, W]."""
+        logits = self.convolutions(pixels).flatten(2) * self.sharpness
+        return logits.softmax(-1) @ self.grid
+
+
+class KeypointBackbone(Backbone):
+    """Views as points, texts as the embeddings of their tokens."""
+
+    model: _Model
+    model_types = ()
+
+    @classmethod
+    def fresh_config(cls, config: BackboneConfig, tokenizer: Tokenizer) -> _Sizes:
+        """See `Backbone`."""
+        vision = {
+            "width": config.vision_width,
+            "layers": config.vision_layers,
+            "stride": config.patch_px,
+            "tokens": max(config.vision_width // config.merge**2, 1),
+            "image_size": config.image_size_px,
+        }
+        words = max(config.vocab_size or 0, tokenizer.get_vocab_size())
+        return _Sizes(vision, {"hidden_size": config.text_width, "vocab_size": words})
+
+    @classmethod
+    def read_config(cls, data: Mapping[str, Any]) -> _Sizes:
+        """See `Backbone`."""
+        return _Sizes(dict(data["vision_config"]), dict(data["text_config"]))
+
+    @classmethod
+    def build(cls, spec: BackboneSpec) -> KeypointBackbone:
+        """See `Backbone`."""
+        return cls(_Model(cls.read_config(spec.model)), spec)
+
+    @classmethod
+    def load(cls, source: str, config: Any, options: Mapping[str, Any]) -> tuple[nn.Module, Mapping[str, Any]]:
+        """See `Backbone`."""
+        raise ConfigError(f"backbone '{source}': nobody publishes weights of kind 'keypoints'; set pretrained=null")
+
+    @classmethod
+    def wrong_size(cls, config: Any, size_px: int) -> str | None:
+        """See `Backbone`."""
+        native = config.vision_config["image_size"]
+        return None if size_px == native else f"takes {native} px"
+
+    @property
+    def width(self) -> int:
+        """See `Backbone`."""
+        return self.model.words.embedding_dim
+
+    @property
+    def tokens_per_view(self) -> int:
+        """See `Backbone`."""
+        return self.model.n_tokens
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """See `Backbone`; there are none."""
+        return nn.ModuleList()
+
+    @property
+    def vision(self) -> Sequence[nn.Module]:
+        """See `Backbone`."""
+        return (self.model.convolutions, self.model.tokens)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `Backbone`."""
+        return self.model.words(ids)  # type: ignore[no-any-return]
+
+    def view_tokens(self, pixels: Tensor) -> list[Tensor]:
+        """See `Backbone`."""
+        flat = self.model.tokens(self.model.points(pixels).flatten(1))
+        return [flat.unflatten(1, (self.model.n_tokens, -1))]
+
+    def language(self, embedded: Tensor, deep: Sequence[Tensor]) -> Tensor:
+        """See `Backbone`; words stay as they are."""
+        return embedded
