@@ -6,6 +6,7 @@ Making it is left to `dataset`, breaking a picture on purpose to `degrade`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pyramid.sim.tasks import INSTRUCTIONS
 
@@ -44,6 +45,27 @@ class DegradeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HandConfig:
+    """How a person was filmed: not where the robot's camera stands, not at its pace, not in its light."""
+
+    camera: str = ""
+    """Camera of the scene; empty takes the robot's."""
+    speed: int = 1
+    """How many times as fast as the robot the hand moves; 1 .. 8."""
+    light: float = 1.0
+    """Brightness of the lights relative to the robot's; 0.1 .. 4."""
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        if self.camera and self.camera not in CAMERAS:
+            raise ValueError(f"hand.camera must be one of {', '.join(CAMERAS)}, got '{self.camera}'")
+        if not 1 <= self.speed <= 8:
+            raise ValueError(f"hand.speed must be within 1 .. 8, got {self.speed}")
+        if not 0.1 <= self.light <= 4:
+            raise ValueError(f"hand.light must be within 0.1 .. 4, got {self.light}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimConfig:
     """A small data pyramid from Meta-World: hand videos, generated-looking clips and robot episodes.
 
@@ -72,6 +94,10 @@ class SimConfig:
     """An expert that has not succeeded by then has failed; steps, 1 .. 500."""
     success_only: bool = True
     """Replace an episode in which the expert failed by the next of its seeds."""
+    robot_look: Literal["robot", "hand"] = "robot"
+    """How robot episodes look; ``hand`` makes hand videos with true actions, which no real corpus has: a reference."""
+    hand: HandConfig = field(default_factory=HandConfig)
+    """How hand videos differ from the robot's, beyond who acts."""
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     """How the generated-looking clips are spoilt."""
 

@@ -19,13 +19,19 @@ _SKIN_RGBA = (0.9, 0.7, 0.6, 1.0)
 _NO_MATERIAL = -1
 
 
-def apply_look(model: Any, look: Look) -> None:
+def apply_look(model: Any, look: Look, light: float = 1.0) -> None:
     """Changes a MuJoCo model in memory so that it is drawn with the given look; ``robot`` changes nothing.
 
     Args:
         model: MuJoCo's model of a Meta-World task, fresh.
         look: ``hand`` hides the arm and its stand and gives hand and fingers the colour of skin.
+        light: gain of all lights.
     """
+    if light != 1.0:
+        head = model.vis.headlight
+        lamps = (model.light_ambient, model.light_diffuse, model.light_specular)
+        for colour in (*lamps, head.ambient, head.diffuse, head.specular):
+            colour[:] = colour * light
     if look == "robot":
         return
     mj = backend.mujoco()

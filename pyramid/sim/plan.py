@@ -12,16 +12,23 @@ from pyramid.corpora.naming import dreamgen_name
 from pyramid.lerobot.schema import DATA_PATH, Layout, ModalityGroup, fill_path
 from pyramid.rng import seed_of
 from pyramid.sim.config import ACTION_NAMES, CONTROL_HZ, STATE_NAMES, SimConfig
-from pyramid.sim.looks import Look
 from pyramid.sim.tasks import instruction
 
 Part = Literal["hand", "generated", "robot"]
 PARTS: tuple[Part, ...] = ("hand", "generated", "robot")
 """The folders of a data set: base, middle and top of the pyramid."""
-LOOK: dict[Part, Look] = {"hand": "hand", "generated": "robot", "robot": "robot"}
-STRIDE: dict[Part, int] = {"hand": 1, "generated": 2, "robot": 1}
-"""Generated clips come at half the rate, as those of video models do."""
+_STRIDE: dict[Part, int] = {"hand": 1, "generated": 2, "robot": 1}
 ROBOT_TYPE = "metaworld_sawyer"
+
+
+def fps_of(part: Part) -> float:
+    """Returns the frames per second of a part; generated clips come at half the rate, as video models' do."""
+    return CONTROL_HZ / _STRIDE[part]
+
+
+def stride_of(config: SimConfig, part: Part) -> int:
+    """Returns every how manieth step is drawn: leaving steps out at the same rate is moving faster."""
+    return _STRIDE[part] * (config.hand.speed if part == "hand" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from pyramid import files
 from pyramid.errors import DataError
@@ -19,7 +18,7 @@ from pyramid.sim.degrade import degrade
 from pyramid.sim.env import MetaWorldEnv
 from pyramid.sim.episodes import Episode, rollout_expert
 from pyramid.sim.looks import Look, apply_look
-from pyramid.sim.plan import LOOK, STRIDE, Item, robot_layout
+from pyramid.sim.plan import Item, Part, fps_of, robot_layout, stride_of
 from pyramid.sim.render import Renderer
 from pyramid.sim.tasks import instruction
 from pyramid.video.encode import encode_mp4
@@ -44,27 +43,53 @@ class Job:
     """For robot episodes: frames in the episodes before it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a scene is looked at."""
+
+    look: Look
+    """How the acting body looks."""
+    size_px: int
+    """Height and width of the pictures."""
+    camera: str
+    """Name of the camera."""
+    fovy_deg: float
+    """The camera's vertical field of view."""
+    light: float = 1.0
+    """Gain of all lights."""
+
+
+def view_of(config: SimConfig, part: Part) -> View:
+    """Returns how a part of a data set is looked at."""
+    look: Look = "hand" if part == "hand" else "robot"
+    camera, light = config.camera, 1.0
+    if part == "robot":
+        look = config.robot_look
+    if look == "hand":
+        camera, light = config.hand.camera or camera, config.hand.light
+    return View(look=look, size_px=config.size_px, camera=camera, fovy_deg=config.fovy_deg, light=light)
+
+
 class Stage:
     """An environment in one look with its renderer; a process keeps one, because opening it takes half a second."""
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
+        self._key: tuple[str, View] | None = None
         self._env: MetaWorldEnv | None = None
         self._renderer: Renderer | None = None
 
-    def env(self, task: str, look: Look, config: SimConfig) -> MetaWorldEnv:
+    def env(self, task: str, view: View) -> MetaWorldEnv:
         """Returns the environment of a task, opened if another one was open."""
-        key = (task, look, config.size_px, config.camera, config.fovy_deg)
-        if self._env is None or self._key != key:
+        if self._env is None or self._key != (task, view):
             self.close()
-            self._env, self._key = MetaWorldEnv(task), key
-            apply_look(self._env.model, look)
+            self._env, self._key = MetaWorldEnv(task), (task, view)
+            apply_look(self._env.model, view.look, view.light)
         return self._env
 
-    def renderer(self, env: MetaWorldEnv, config: SimConfig) -> Renderer:
+    def renderer(self, env: MetaWorldEnv, view: View) -> Renderer:
         """Returns the renderer of the environment that is open."""
         if self._renderer is None:
-            self._renderer = Renderer(env.model, size_px=config.size_px, camera=config.camera, fovy_deg=config.fovy_deg)
+            self._renderer = Renderer(env.model, size_px=view.size_px, camera=view.camera, fovy_deg=view.fovy_deg)
         return self._renderer
 
     def close(self) -> None:
@@ -83,7 +108,7 @@ STAGE = Stage()
 def cast(job: Job) -> Outcome:
     """Finds the first of an episode's seeds that the expert solves, and how long it takes; draws nothing."""
     config, item = job.config, job.item
-    env = STAGE.env(item.task, LOOK[item.part], config)
+    env = STAGE.env(item.task, view_of(config, item.part))
     for attempt in range(MAX_ATTEMPTS):
         seed = item.seed(config.seed, attempt)
         episode = rollout_expert(env, seed=seed, action_noise=config.action_noise, max_steps=config.max_steps)
@@ -104,7 +129,7 @@ def make(job: Job) -> Outcome:
     frames = episode.frames
     if job.item.part == "generated":
         frames = degrade(frames, rng(episode.seed, "degrade"), job.config.degrade)
-    files.write_bytes(files.join(job.out, job.item.file), encode_mp4(frames, episode.fps))
+    files.write_bytes(files.join(job.out, job.item.file), encode_mp4(frames, fps_of(job.item.part)))
     return Outcome(facts={**facts, "frames": len(frames)}, output=job.item.file)
 
 
@@ -124,26 +149,27 @@ def _make_robot(job: Job) -> Outcome:
 
 def _run(job: Job, seed: int) -> Episode:
     config, part = job.config, job.item.part
-    env = STAGE.env(job.item.task, LOOK[part], config)
+    view = view_of(config, part)
+    env = STAGE.env(job.item.task, view)
     return rollout_expert(
         env,
         seed=seed,
         action_noise=config.action_noise,
         max_steps=config.max_steps,
-        renderer=STAGE.renderer(env, config),
-        frame_stride=STRIDE[part],
+        renderer=STAGE.renderer(env, view),
+        frame_stride=stride_of(config, part),
     )
 
 
 def probe_s(job: Job) -> float:
     """Makes one episode, writes nothing, and returns the seconds it took once everything was open."""
     config, item = job.config, job.item
-    env = STAGE.env(item.task, LOOK[item.part], config)
+    env = STAGE.env(item.task, view_of(config, item.part))
     env.reset(0)
-    STAGE.renderer(env, config).frame(env.data)
+    STAGE.renderer(env, view_of(config, item.part)).frame(env.data)
     start = time.monotonic()
     episode = _run(job, int(cast(job).facts["seed"]))
-    encode_mp4(episode.frames, episode.fps)
+    encode_mp4(episode.frames, fps_of(item.part))
     return time.monotonic() - start
 
 

@@ -8,9 +8,11 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pyramid import files, parquet
 from pyramid.config import to_dict
@@ -18,7 +20,7 @@ from pyramid.corpora.naming import parse_dreamgen_name
 from pyramid.errors import ConfigError, DataError
 from pyramid.lerobot import open_v2, read_episode
 from pyramid.rng import rng
-from pyramid.sim import SimConfig, make_dataset
+from pyramid.sim import HandConfig, SimConfig, make_dataset
 from pyramid.sim.env import MetaWorldEnv
 from pyramid.video.decode import decode_mp4
 
@@ -214,3 +216,40 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(made: Path, tmp_path: 
     assert not (out / "episodes.jsonl").exists(), "the last kill came too late to prove anything"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, stderr=subprocess.DEVNULL)
     assert contents(out) == contents(made)
+
+
+def hand_video(folder: Path, hand: HandConfig) -> NDArray[np.int64]:
+    config = SimConfig(tasks=(QUICK_TASK,), n_hand=1, n_generated=0, n_robot=0, size_px=64, hand=hand)
+    make_dataset(str(folder), config)
+    return decode_mp4((folder / "hand" / f"{QUICK_TASK}-000.mp4").read_bytes()).astype(int)
+
+
+def test_people_are_filmed_in_other_ways_than_robots(simulator: None, tmp_path: Path) -> None:
+    plain = hand_video(tmp_path / "plain", HandConfig())
+    fast = hand_video(tmp_path / "fast", HandConfig(speed=2))
+    assert len(fast) == -(-len(plain) // 2)
+    assert np.abs(fast - plain[::2]).mean() < 3, "every other frame, at the same rate"
+    dark = hand_video(tmp_path / "dark", HandConfig(light=0.4))
+    assert dark.mean() < 0.8 * plain.mean()
+    elsewhere = hand_video(tmp_path / "elsewhere", HandConfig(camera="corner"))
+    assert len(elsewhere) == len(plain)
+    assert np.abs(elsewhere - plain).mean() > 15
+
+
+def test_hand_videos_with_true_actions_are_a_reference(simulator: None, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tasks": (QUICK_TASK,), "n_hand": 0, "n_generated": 0, "n_robot": 1, "size_px": 64}
+    make_dataset(str(tmp_path / "robot"), SimConfig(**options))
+    make_dataset(str(tmp_path / "hand"), SimConfig(**options, robot_look="hand"))
+    robot, hand = (open_v2(str(tmp_path / look / "robot")) for look in ("robot", "hand"))
+    (one,), (other,) = robot.episodes, hand.episodes
+    first, second = read_episode(robot, one), read_episode(hand, other)
+    assert np.array_equal(first.action, second.action)
+    videos = [next((tmp_path / look).rglob("*.mp4")).read_bytes() for look in ("robot", "hand")]
+    a, b = (decode_mp4(video).astype(int) for video in videos)
+    assert np.abs(a - b).mean() > 5, "another body is seen"
+
+
+@pytest.mark.parametrize("options", [{"speed": 0}, {"light": 9.0}, {"camera": "moon"}])
+def test_hands_out_of_range_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"hand.{next(iter(options))} must be"):
+        HandConfig(**options)  # type: ignore[arg-type]
