@@ -28,7 +28,8 @@ class MixShowResult:
     unit: str
     """What the weights count."""
     sources: list[dict[str, Any]] = field(default_factory=list)
-    """Per source: tier, name, use, embodiment, label runs, clips, frames, hours, items, weights and share, epochs."""
+    """Per source: tier, name, use, embodiment, how its actions are taught, label runs, clips, frames, hours, items,
+    weights and share, epochs."""
     ledger: list[dict[str, Any]] = field(default_factory=list)
     """Shares of samples of every source and the position from which on they hold."""
     statistics: list[dict[str, Any]] = field(default_factory=list)
@@ -51,7 +52,8 @@ class MixShowResult:
             for s in self.sources
         ]
         runs = [f"labels of {s['source']}: {run}" for s in self.sources for run in s["labels"]]
-        parts = [format_table(head, rows), draw_pyramid(self.sources), *runs]
+        taught = [f"actions of {s['source']}: {s['actions']}" for s in self.sources if s["actions"]]
+        parts = [format_table(head, rows), draw_pyramid(self.sources), *runs, *taught]
         if len(self.ledger) > 1:
             names = [s["source"] for s in self.sources]
             changes = [[p["start"], *(f"{p['shares'][name]:.2%}" for name in names)] for p in self.ledger]
@@ -156,6 +158,7 @@ def _rows(stream: MixtureStream) -> list[dict[str, Any]]:
             "source": source.name,
             "use": source.spec.use,
             "embodiment": source.embodiment.name,
+            "actions": _taught(source.embodiment),
             "labels": source.labels.runs if source.labels else [],
             "clips": len(source.clips),
             "frames": source.n_frames,
@@ -169,6 +172,16 @@ def _rows(stream: MixtureStream) -> list[dict[str, Any]]:
         }
         for source in stream.sources
     ]
+
+
+def _taught(body: Embodiment) -> str:
+    """Says how a declared body's actions are given to a network; empty for one that is not declared."""
+    if body.declaration is None:
+        return ""
+    kinds: dict[str, list[str]] = {}
+    for name, part in body.declaration.action.items():
+        kinds.setdefault(part.representation, []).append(name)
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
 
 
 def _relative(stream: MixtureStream) -> list[dict[str, Any]]:
