@@ -49,7 +49,7 @@ def _from_modality(place: str) -> BodySpec:
     document, path = find_modality(place)
     videos = document.get("video")
     data = {
-        "name": re.sub(r"[^a-z0-9]+", "_", str(place).lower()).strip("_"),
+        "name": re.sub(r"[^a-z0-9]+", "_", str(place).lower()).strip("_") or "body",
         "cameras": [str(name) for name in videos] if isinstance(videos, Mapping) else [],
         **{what: _parts(read_stretches(document, what, path), what, path) for what in ("state", "action")},
     }

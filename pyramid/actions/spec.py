@@ -5,6 +5,8 @@ Reading one from a file is left to `pyramid.actions.read`, the arithmetic to `py
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -52,7 +54,7 @@ class Part:
             want = WIDTHS[self.rotation] + 3 * (self.kind == "pose")
             if self.width != want:
                 raise ValueError(f"a {self.kind} with {self.rotation} has {want} dimensions, not {self.width}")
-        if self.period < 0 or (self.period and self.kind != "joints"):
+        if not 0 <= self.period < math.inf or (self.period and self.kind != "joints"):
             raise ValueError(f"period {self.period:g} is for joints, and at least 0")
 
     @property
@@ -118,7 +120,9 @@ class BodySpec:
 
     def __post_init__(self) -> None:
         """Refuses parts that overlap, leave gaps, or have no state to begin from."""
-        if self.rate_hz < 0:
+        if not re.fullmatch(r"[a-z0-9_]+", self.name):
+            raise ValueError(f"the name '{self.name}' of a body: use a-z, 0-9 and _")
+        if not 0 <= self.rate_hz < math.inf:
             raise ValueError(f"rate_hz must be at least 0, got {self.rate_hz}")
         if not self.action:
             raise ValueError("a body needs at least one part of the action")

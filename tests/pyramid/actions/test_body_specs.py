@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,20 @@ def test_a_declaration_that_makes_no_body_is_named(
     with pytest.raises(ConfigError, match=message) as refused:
         read_body(str(tmp_path / "arm.yaml"))
     assert "arm.yaml" in str(refused.value)
+
+
+def test_a_declaration_brings_no_torch_to_the_robot() -> None:
+    code = "import sys, pyramid.types as t, pyramid.actions.read as r, pyramid.config as c;"
+    code += "spec = c.to_dict(r.read_body('gr1'));"
+    code += "t.Embodiment(name='x', state_dim=44, action_dim=44, horizon=2, rate_hz=20.0, declaration=spec).network;"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("wrong", [{"name": "Lab arm"}, {"rate_hz": float("nan")}, {"rate_hz": -1.0}])
+def test_a_name_and_a_rate_that_are_none_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=r"name 'Lab arm'|rate_hz must be"):
+        from_dict(BodySpec, {**ARM, **wrong})
 
 
 def test_a_name_that_is_not_shipped_is_named_with_the_nearest() -> None:
