@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyramid.actions import BodySpec, ChunkCodec
 from pyramid.config import from_dict, to_dict
 from pyramid.errors import ConfigError, DataError
+from pyramid.normalize import Normalizer
 
 Tier = Literal["base", "middle", "top"]
 TIERS: tuple[Tier, ...] = ("base", "middle", "top")
@@ -214,6 +215,23 @@ class Embodiment:
             return self
         sizes = {"state_dim": self.codec.state_width, "action_dim": self.codec.action_width}
         return replace(self, declaration=None, **sizes)  # type: ignore[arg-type]
+
+    def check_statistics(self, state: Normalizer | None, action: Normalizer) -> None:
+        """Refuses normalisers of another body, another declaration or another horizon.
+
+        Raises:
+            DataError: what differs is named.
+        """
+        sizes = self.network
+        if action.width != sizes.action_dim or (sizes.state_dim and state is None):
+            wanted = f"{sizes.state_dim} and {sizes.action_dim} dimensions"
+            raise DataError(f"embodiment '{self.name}': no statistics for its {wanted}")
+        if action.steps not in (0, self.horizon):
+            found = f"action statistics have {action.steps} steps, its chunks {self.horizon}"
+            raise DataError(f"embodiment '{self.name}': {found}; they are of another config")
+        if state is not None and state.width != sizes.state_dim:
+            found = f"state statistics have {state.width} dimensions"
+            raise DataError(f"embodiment '{self.name}': {found}, not {sizes.state_dim}")
 
     def encode_state(self, state: NDArray[np.floating]) -> NDArray[np.float32]:
         """Maps states [..., S] to what a network is given, float32 [..., E], not yet normalised."""

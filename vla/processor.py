@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from pyramid.errors import ConfigError, DataError, nearest
+from pyramid.errors import ConfigError, nearest
 from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
 from vla.text import encode_texts
@@ -36,17 +36,7 @@ class BodyStatistics:
 
     def __post_init__(self) -> None:
         """Refuses normalisers of another size than the embodiment."""
-        e = self.embodiment
-        sizes = e.network
-        if self.action.width != sizes.action_dim or (sizes.state_dim and self.state is None):
-            wanted = f"{sizes.state_dim} and {sizes.action_dim} dimensions"
-            raise DataError(f"embodiment '{e.name}': no statistics for its {wanted}")
-        if self.action.steps not in (0, e.horizon):
-            found = f"action statistics have {self.action.steps} steps, its chunks {e.horizon}"
-            raise DataError(f"embodiment '{e.name}': {found}; they are of another config")
-        if self.state is not None and self.state.width != sizes.state_dim:
-            found = f"state statistics have {self.state.width} dimensions"
-            raise DataError(f"embodiment '{e.name}': {found}, not {sizes.state_dim}")
+        self.embodiment.check_statistics(self.state, self.action)
 
     def encode_state(self, state: Tensor) -> Tensor:
         """Maps states float [B, S], physical units, to what a network is given: normalised, [B, E]."""

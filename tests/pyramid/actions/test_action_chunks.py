@@ -82,6 +82,25 @@ def test_a_chunk_comes_back(representation: str, rotation: str, seed: int) -> No
     assert (encoded[..., 0] == action[..., 0]).all()
 
 
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_a_rotation_alone_comes_back_in_its_own_writing(representation: Any) -> None:
+    spec = BodySpec(
+        name="head",
+        state={"gaze": StatePart(start=0, end=3, kind="rotation", rotation="euler_angles_ypr")},
+        action={"gaze": ActionPart(start=0, end=9, kind="rotation", rotation="matrix")},
+    ).with_actions(representation)
+    codec, state = ChunkCodec(spec), Rotation.random(2, random_state=1).as_euler("zyx").astype(np.float32)
+    action = Rotation.random(2 * T, random_state=2).as_matrix().reshape(2, T, 9).astype(np.float32)
+    encoded = codec.encode_action(action, state)
+    assert encoded.shape == (2, T, 6)
+    assert np.allclose(codec.decode_action(encoded, state), action, atol=1e-5)
+    if representation == "relative":
+        want = (
+            Rotation.from_euler("zyx", state[1]).inv() * Rotation.from_matrix(action[1, 3].reshape(3, 3))
+        ).as_matrix()
+        assert np.allclose(encoded[1, 3], want[:2].ravel(), atol=1e-5)
+
+
 def test_relative_is_the_pose_in_the_frame_of_the_state() -> None:
     spec = body("relative")
     action, state = drawn(spec, 4, n=1)
