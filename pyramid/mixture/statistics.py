@@ -83,6 +83,10 @@ def _collect(source: Source, codec: ChunkCodec | None) -> dict[str, Summary]:
     flush()
     if not found or not all(summary.count for summary in found.values()):
         raise DataError(f"source '{source.name}': it holds no finite actions to take statistics of")
+    if codec and "action_0" not in found:
+        raise DataError(
+            f"source '{source.name}': no chunk of {source.embodiment.horizon} steps holds finite numbers alone"
+        )
     return found
 
 

@@ -66,7 +66,7 @@ def _quaternion(v: np.ndarray, rotation: str) -> np.ndarray:
 
 @pytest.mark.parametrize("rotation", ["quaternion", "quaternion_xyzw", "axis_angle", "rotation_6d", "euler_angles_rpy"])
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_a_chunk_comes_back(representation: str, rotation: str, seed: int) -> None:
     spec = body(representation, rotation)
@@ -152,7 +152,7 @@ def test_angles_that_go_round_take_the_short_way(representation: str, period: fl
     assert np.allclose((back - action[0, :, 8:]) / period, 1, atol=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_a_state_comes_back(seed: int) -> None:
     spec = body("absolute")

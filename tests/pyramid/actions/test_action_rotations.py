@@ -44,7 +44,7 @@ def test_every_writing_is_held_against_scipy() -> None:
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(q=QUATERNIONS)
 def test_a_rotation_comes_back_and_is_the_one_that_scipy_reads(kind: str, q: np.ndarray) -> None:
     q = q / np.linalg.norm(q, axis=1, keepdims=True)

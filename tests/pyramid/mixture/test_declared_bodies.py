@@ -147,6 +147,15 @@ def test_rows_that_are_not_finite_are_left_out_with_the_chunks_that_hold_them(tm
     assert np.allclose(action.center[2, :2], 0.3, atol=1e-4)
 
 
+def test_chunks_that_all_hold_something_that_is_no_number_are_refused(tmp_path: Path) -> None:
+    episodes = reaching(6, seed=5)
+    for state, action in episodes:
+        state[::2, 0] = action[1::2, 0] = np.nan
+    write_robot_shards(tmp_path / "robot", episodes)
+    with pytest.raises(DataError, match="source 'robot': no chunk of 4 steps holds finite numbers alone"):
+        _ = opened(mixture(tmp_path, actions="relative")).statistics
+
+
 def test_show_tells_statistics_as_they_are_taught(tmp_path: Path) -> None:
     rows = mix_show(mixture(tmp_path, actions="relative"), statistics=True, relative=True).statistics
     kinds = [row["kind"] for row in rows]
