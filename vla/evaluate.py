@@ -112,9 +112,10 @@ def evaluate_batches(policy: Policy, batches: Iterable[Sequence[Group]], *, seed
     for step, batch in enumerate(batches):
         for group, encoded in zip(batch, encode_groups(policy, batch), strict=True):
             generator = torch_generator(seed, "evaluate", step, group.embodiment)
-            noise = torch.randn(group.action.shape, generator=generator)
+            width = policy.embodiments[group.embodiment].network.action_dim
+            noise = torch.randn((*group.action.shape[:2], width), generator=generator)
             prepared = policy.prepare(encoded, group.state, group.state_known, group.embodiment)
-            action = policy.sample(prepared, noise.to(group.action), group.embodiment)
+            action = policy.sample(prepared, noise.to(group.action), group.embodiment, group.state)
             found[group.embodiment].append(tuple(t.cpu().numpy() for t in (action, group.action, group.mask)))
     if not any(mask.any() for parts in found.values() for *_, mask in parts):
         raise DataError("there is no held-out action to compare with")

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyramid.nn.flow import sample_time
 from vla.policy import Policy
-from vla.processor import normalize
 
 if TYPE_CHECKING:
     from pyramid.mixture.batch import Group
@@ -62,11 +61,11 @@ def group_error(
     if head.state_dropout:
         kept = torch.rand(len(known), generator=generator) >= head.state_dropout
         known = known & kept.to(device)
-    noise = torch.randn(group.action.shape, generator=generator).to(device)
+    action, mask = policy.processor.body(group.embodiment).encode_action(group.action, group.mask, group.state)
+    noise = torch.randn(action.shape, generator=generator).to(device)
     time = sample_time(len(known), generator, rule=head.time_rule).to(device)
-    action = normalize(policy.processor.body(group.embodiment).action, group.action)
     prepared = policy.prepare(encoded, group.state, known, group.embodiment)
-    return policy.head.errors(prepared, action, group.mask, group.embodiment, noise=noise, time=time)
+    return policy.head.errors(prepared, action, mask, group.embodiment, noise=noise, time=time)
 
 
 def encode_groups(policy: Policy, batch: Sequence[Group]) -> list[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pyramid.config import from_dict, provenance, to_dict
-from pyramid.errors import DataError
+from pyramid.errors import ConfigError, DataError
 from pyramid.nn.checkpoint import load_model_files, save_model
 from pyramid.rng import seed_of
 from pyramid.types import Embodiment
@@ -26,7 +26,7 @@ from vla.action_head import PreparedContext, build_action_head
 from vla.backbone import Backbone, build_backbone, restore_backbone
 from vla.config import PolicyConfig
 from vla.observation import initial_noise, read_observation
-from vla.processor import BodyStatistics, Processor, denormalize
+from vla.processor import BodyStatistics, Processor
 from vla.text import tokenizer_from_json, tokenizer_to_json
 
 __all__ = ["KIND", "Policy", "build_policy"]
@@ -48,6 +48,16 @@ def build_policy(config: PolicyConfig, bodies: Mapping[str, BodyStatistics], *, 
         return Policy(config, bodies, backbone, tokenizer)
 
 
+def _check_views(views: int, bodies: Mapping[str, BodyStatistics]) -> None:
+    for name, body in bodies.items():
+        spec = body.embodiment.declaration
+        if spec is not None and spec.cameras and len(spec.cameras) < views:
+            cameras = ", ".join(spec.cameras)
+            raise ConfigError(
+                f"the policy takes {views} views, embodiment '{name}' declares the cameras {cameras} only"
+            )
+
+
 class Policy(nn.Module):
     """Observations to action chunks in physical units, for every declared embodiment."""
 
@@ -56,9 +66,10 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        _check_views(config.backbone.n_views, bodies)
         self.processor = Processor(tokenizer, config.backbone.max_text_tokens, bodies)
         self.backbone = backbone
-        self.head = build_action_head(config.head, backbone.width, self.embodiments)
+        self.head = build_action_head(config.head, backbone.width, {n: e.network for n, e in self.embodiments.items()})
         self.backbone.requires_grad_(not config.backbone.frozen)
 
     @property
@@ -95,10 +106,22 @@ class Policy(nn.Module):
         context, mask = encoded
         return self.head.prepare(context, mask, self.processor.state(state, embodiment), state_known, embodiment)
 
-    def sample(self, prepared: PreparedContext, noise: Tensor, embodiment: str) -> Tensor:
-        """Returns actions float32 [B, T, D] in physical units; `noise`: float32 [B, T, D], standard normal."""
-        action = self.head.sample(prepared, noise, embodiment)
-        return denormalize(self.processor.body(embodiment).action, action.float())
+    def sample(self, prepared: PreparedContext, noise: Tensor, embodiment: str, state: Tensor | None = None) -> Tensor:
+        """Samples actions.
+
+        Args:
+            prepared: from `prepare`.
+            noise: float32 [B, T, E], standard normal, in the sizes of `Embodiment.network`.
+            embodiment: whose actions.
+            state: float32 [B, S], physical units: what delta and relative actions begin from; others do without.
+
+        Returns:
+            Absolute actions float32 [B, T, D] in physical units.
+
+        Raises:
+            DataError: delta or relative actions without a state.
+        """
+        return self.processor.body(embodiment).decode_action(self.head.sample(prepared, noise, embodiment), state)
 
     @torch.no_grad()
     def act(
@@ -123,9 +146,10 @@ class Policy(nn.Module):
         seen = read_observation(observation, n_views=size.n_views, size_px=size.image_size_px, state_dim=body.state_dim)
         device = self.head.position.device
         encoded = self.encode(torch.from_numpy(seen.images)[None].to(device), [seen.text])
-        prepared = self.prepare(encoded, torch.from_numpy(seen.state)[None].to(device), None, body.name)
-        noise = torch.from_numpy(initial_noise(seed, body.horizon, body.action_dim))[None].to(device)
-        return self.sample(prepared, noise, body.name)[0].cpu().numpy()
+        state = torch.from_numpy(seen.state)[None].to(device)
+        prepared = self.prepare(encoded, state, None, body.name)
+        noise = torch.from_numpy(initial_noise(seed, body.horizon, body.network.action_dim))[None].to(device)
+        return self.sample(prepared, noise, body.name, state)[0].cpu().numpy()
 
     def description(self) -> dict[str, Any]:
         """Returns what a checkpoint needs besides config and weights, as plain data."""

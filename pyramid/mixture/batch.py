@@ -183,8 +183,9 @@ class MixtureStream:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of everything that decides the batches: the file, the clips, the labels."""
-        return files.digest([self.data_digest, self.image_size])
+        """Digest of everything that decides the batches: the file, the clips, the labels, what bodies are declared."""
+        declared = [body.to_dict() for body in self.embodiments.values() if body.declaration]
+        return files.digest([self.data_digest, self.image_size, *declared])
 
     @cached_property
     def data_digest(self) -> str:

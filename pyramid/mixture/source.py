@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyramid import files
 from pyramid.errors import DataError
+from pyramid.mixture.bodies import declared
 from pyramid.mixture.clips import ClipCache
 from pyramid.mixture.index import ClipIndex
 from pyramid.mixture.labelled import Labels
@@ -74,7 +75,7 @@ class Source:
             self.labels = Labels(name, self.clips, runs, use=spec.use, spec=spec.filter)
             self._sizes = self.labels.sizes
         self._ends = np.cumsum(self._sizes)
-        self.embodiment = self._embodiment(mixture.horizon)
+        self.embodiment = declared(self._embodiment(mixture.horizon), spec, mixture.body(spec), name)
         self._frames, self._spread = self.clips.column("frames").astype(np.int64), mixture.shuffle_frames
         self.order = ItemOrder(
             mixture.seed,

@@ -107,6 +107,12 @@ class SourceSpec:
     """Share within its tier, relative to the tier's other sources, in the mixture's unit."""
     embodiment: str = ""
     """Slot of the policy, [a-z0-9_]+; empty takes the clips' own, with _pseudo or _latent."""
+    declaration: str = ""
+    """What its numbers are: a shipped embodiment such as ``gr1``, a YAML file, or the `modality.json` (or the folder)
+    of a data set, relative to the mixture file; empty gives a network the numbers as they are."""
+    actions: Literal["", "absolute", "delta", "relative"] = ""
+    """What a network is taught of joints, positions, rotations and poses: the values, each step less the one before, or
+    each step less the state at the chunk's start; empty: as declared, or absolute."""
     filter: FilterSpec = field(default_factory=FilterSpec)
     """Which of its clips and labels are drawn."""
 
@@ -121,6 +127,8 @@ class SourceSpec:
             )
         if self.use == "action" and self.filter.label_bounds():
             raise ValueError(f"filter.{self.filter.label_bounds()[0]} is for labels, and use: action has none")
+        if self.use not in ("action", "pseudo") and (self.declaration or self.actions):
+            raise ValueError(f"use: {self.use} has no numbers of a body: declaration and actions do not go with it")
         if self.embodiment and not NAME_PATTERN.fullmatch(self.embodiment):
             raise ValueError(f"embodiment '{self.embodiment}': use a-z, 0-9 and _")
 
@@ -308,6 +316,11 @@ class MixtureSpec:
             return place
         return files.join(self.folder, place)
 
+    def body(self, source: SourceSpec) -> str:
+        """Returns where a source's declaration is: a shipped name as it stands, a path relative to the file."""
+        name = source.declaration
+        return name if not name or NAME_PATTERN.fullmatch(name) else self.path(name)
+
 
 def _check_weight(weight: float) -> None:
     if not math.isfinite(weight) or weight < 0:
@@ -367,4 +380,9 @@ def describe(spec: MixtureSpec) -> dict[str, Any]:
     from pyramid.config import to_dict
 
     data = to_dict(spec)
+    for tier in data["tiers"].values():
+        for source in tier["sources"].values():  # One that says nothing of bodies has the digest that it always had.
+            for name in ("declaration", "actions"):
+                if not source[name]:
+                    del source[name]
     return {key: value for key, value in data.items() if key not in _DECIDES_NOTHING}

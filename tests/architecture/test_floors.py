@@ -32,6 +32,7 @@ FLOORS = {
     "pyramid.table": 0,
     "pyramid.verbs": 0,
     "pyramid.normalize": 0,
+    "pyramid.actions": 0,
     "pyramid.corpora": 1,
     "pyramid.shards": 1,
     "pyramid.lerobot": 1,

@@ -129,7 +129,7 @@ def test_a_perfect_policy_scores_perfectly_and_the_mean_scores_zero(policy, monk
     batches[0][0].action[1:, 2:] = 1e9  # padding must not count
     answers = [group.action for batch in batches for group in batch]
     queue = list(answers)
-    monkeypatch.setattr(policy, "sample", lambda prepared, noise, name: queue.pop(0))
+    monkeypatch.setattr(policy, "sample", lambda prepared, noise, name, state: queue.pop(0))
     perfect = evaluate_batches(policy, batches)
     assert {name: (s.mae, s.r2, s.samples) for name, s in perfect.items()} == {
         "arm": (0.0, 1.0, 12),
@@ -137,7 +137,9 @@ def test_a_perfect_policy_scores_perfectly_and_the_mean_scores_zero(policy, monk
     }
     real = torch.cat([b[0].action[b[0].mask].reshape(-1, 2) for b in batches])
     monkeypatch.setattr(
-        policy, "sample", lambda p, noise, name: real.mean(0).expand(4, 4, 2) if name == "arm" else torch.zeros(4, 3, 5)
+        policy,
+        "sample",
+        lambda p, noise, name, state: real.mean(0).expand(4, 4, 2) if name == "arm" else torch.zeros(4, 3, 5),
     )
     mean = evaluate_batches(policy, batches)["arm"]
     assert mean.r2 == pytest.approx(0.0, abs=1e-5)

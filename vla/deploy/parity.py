@@ -55,7 +55,7 @@ class SeededObservation:
 
 def seeded_observation(policy: Policy, embodiment: str, seed: int, *, batch: int = 1) -> SeededObservation:
     """Draws an observation: coloured blocks with pixel noise, a text of random length, a normal state and noise."""
-    body, size = policy.processor.body(embodiment).embodiment, policy.config.backbone
+    body, size = policy.processor.body(embodiment).embodiment.network, policy.config.backbone
     draw = rng(seed, "seeded observation")
     blocks = draw.integers(0, 256, (batch, size.n_views, 4, 4, 3))
     tile = -(-size.image_size_px // 4)

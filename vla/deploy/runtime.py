@@ -93,10 +93,10 @@ class PolicyRuntime:
         ids, mask = encode_texts(self._tokenizer, [seen.text], spec.max_text_tokens)
         context, context_mask = self._run(SYSTEM_2, {"images": seen.images[None], "text_ids": ids, "text_mask": mask})
         feed = {"context": context, "context_mask": context_mask}
-        feed["noise"] = initial_noise(seed, body.horizon, body.action_dim)[None]
+        feed["noise"] = initial_noise(seed, body.horizon, body.network.action_dim)[None]
         if spec.state is not None:
-            feed["state"] = spec.state.normalize(seen.state)[None]
-        return spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0])
+            feed["state"] = spec.state.normalize(body.encode_state(seen.state))[None]
+        return body.decode_action(spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0]), seen.state)
 
     def run_graph(self, name: str, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Runs one graph on raw inputs, for tests and timing."""

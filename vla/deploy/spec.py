@@ -110,16 +110,20 @@ class DeploySpec:
     def from_dict(cls, data: Mapping[str, Any]) -> DeploySpec:
         """Reads what `to_dict` wrote."""
         state = data["normalizers"]["state"]
+        body = Embodiment(**data["embodiment"])
+        known = Normalizer.from_dict(state) if state is not None else None
+        action = Normalizer.from_dict(data["normalizers"]["action"])
+        body.check_statistics(known, action)
         return cls(
-            embodiment=Embodiment(**data["embodiment"]),
+            embodiment=body,
             n_views=int(data["inputs"]["images"]["shape"][0]),
             image_size_px=int(data["inputs"]["images"]["shape"][1]),
             image_mean=tuple(data["image"]["mean"]),
             image_std=tuple(data["image"]["std"]),
             max_text_tokens=int(data["inputs"]["text"]["max_tokens"]),
             sample_steps=int(data["sample_steps"]),
-            state=Normalizer.from_dict(state) if state is not None else None,
-            action=Normalizer.from_dict(data["normalizers"]["action"]),
+            state=known,
+            action=action,
             graphs={name: _record(data["graphs"][name]) for name in (SYSTEM_1, SYSTEM_2)},
             tokenizer=_record(data["text"]["tokenizer"]),
             opset=int(data["opset"]),
