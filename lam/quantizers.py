@@ -19,8 +19,9 @@ __all__ = ["Quantized", "Quantizer", "build_quantizer"]
 
 _RESET_NOISE = 1e-2
 """Spread of a redrawn NSVQ code around a live token, in units of the tokens' own."""
-_LFQ_SHARPNESS = 100.0
-"""Inverse temperature of the soft assignment in the entropy loss of LFQ (arXiv 2310.05737's public code)."""
+_LFQ_SHARPNESS = 10.0
+"""Inverse temperature of the soft assignment in the entropy loss of LFQ. Public code of arXiv 2310.05737 has 100; then
+only numbers within .01 of 0 get a gradient, and a token that began on one side stays there in a short run."""
 
 
 class Quantized(NamedTuple):
@@ -109,6 +110,8 @@ class FiniteScalar(Quantizer):
 class LookupFree(Quantizer):
     """Signs of a few numbers (LFQ, arXiv 2310.05737); its entropy loss, not a codebook, keeps codes alive.
 
+    The loss wants all codes in use at every position of a token: over all positions together, each could stick to one.
+
     The loss is written here: the library's takes the mean over ranks of a tensor that it has not summed over them.
     """
 
@@ -123,9 +126,9 @@ class LookupFree(Quantizer):
         return Quantized(z, codes.long(), loss, e)
 
     def _entropy_loss(self, e: Tensor) -> Tensor:
-        similarity = 2 * self.lfq.project_in(e).flatten(0, 1) @ self.lfq.codebook.T
+        similarity = 2 * self.lfq.project_in(e) @ self.lfq.codebook.T
         p = (similarity * _LFQ_SHARPNESS).softmax(-1)
-        own, whole = _entropy(p).mean(), _entropy(all_mean(p.mean(0)))
+        own, whole = _entropy(p).mean(), _entropy(all_mean(p.mean(0))).mean()
         return self.config.entropy_weight * (own - whole)
 
 
@@ -198,14 +201,18 @@ class NoiseSubstitution(Quantizer):
 
     The codebook learns through the length of the error, there is no further loss. Codes start as tokens of the first
     batch; a dead one becomes a live token with a little noise, for the whole run.
+
+    Args:
+        config: codebook options.
+        vectors_per_step: latent tokens in one training batch.
     """
 
     started: Tensor
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: QuantizerConfig, vectors_per_step: int) -> None:
         super().__init__(config)
         self.codebook = nn.Parameter(torch.zeros(config.codebook_size, config.dim))
-        self.counter = HitCounter(config.codebook_size, config.decay, config.dead_code_share)
+        self.counter = HitCounter(config.codebook_size, config.dead_code_share, vectors_per_step)
         self.register_buffer("started", torch.tensor(False))
 
     def quantize(self, e: Tensor) -> Quantized:
@@ -238,12 +245,16 @@ class LinearCodebook(Quantizer):
     """A fixed random codebook seen through one learned matrix, so that codes move together (SimVQ, arXiv 2411.02038).
 
     A code that dies all the same gets a new fixed row: the one that the matrix maps to a live token.
+
+    Args:
+        config: codebook options.
+        vectors_per_step: latent tokens in one training batch.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: QuantizerConfig, vectors_per_step: int) -> None:
         super().__init__(config)
         self.vq = SimVQ(config.dim, config.codebook_size, rotation_trick=False)
-        self.counter = HitCounter(config.codebook_size, config.decay, config.dead_code_share)
+        self.counter = HitCounter(config.codebook_size, config.dead_code_share, vectors_per_step)
 
     def quantize(self, e: Tensor) -> Quantized:
         """Quantises float32 [B, N, D]."""
@@ -265,9 +276,9 @@ _KINDS: dict[str, Callable[[QuantizerConfig, int], Quantizer]] = {
     "vq_ema": VectorQuantizer,
     "vq_grad": VectorQuantizer,
     "residual_vq": ResidualVectorQuantizer,
-    "nsvq": lambda config, _: NoiseSubstitution(config),
+    "nsvq": NoiseSubstitution,
     "fsq": lambda config, _: FiniteScalar(config),
-    "simvq": lambda config, _: LinearCodebook(config),
+    "simvq": LinearCodebook,
     "lfq": lambda config, _: LookupFree(config),
     "vae": lambda config, _: Variational(config),
     "none": lambda config, _: Continuous(config),

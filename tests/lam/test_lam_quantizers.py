@@ -181,8 +181,31 @@ def test_noise_in_place_of_the_error_has_its_length():
 def test_an_evenly_used_lookup_free_code_costs_less_than_one_code_for_all():
     quantizer = build_quantizer(QuantizerConfig(kind="lfq", code_dim=3, codebook_size=8), 16).train()
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
-    assert float(quantizer(corners[None]).loss) == pytest.approx(-0.1 * math.log(8), abs=1e-3)
-    assert float(quantizer(corners[:1].expand(1, 8, 3)).loss) == pytest.approx(0, abs=1e-3)
+    assert float(quantizer(corners[:, None]).loss) == pytest.approx(-0.1 * math.log(8), abs=1e-3)
+    assert float(quantizer(corners[:1].expand(8, 1, 3)).loss) == pytest.approx(0, abs=1e-3)
+    # Every code is used once here too, but each position knows one alone.
+    assert float(quantizer(corners.expand(4, 8, 3)).loss) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_lookup_free_code_that_stays_on_one_side_is_drawn_to_the_other():
+    quantizer = build_quantizer(QuantizerConfig(kind="lfq", code_dim=3, codebook_size=8), 16).train()
+    e = torch.full((8, 1, 3), 0.05) + 0.01 * torch.randn(8, 1, 3, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(quantizer(e.requires_grad_()).loss, e)
+    assert bool((gradient.sum(0) > 1e-3).all())  # going down it, tokens move towards 0
+
+
+@pytest.mark.parametrize("kind", ["nsvq", "simvq"])
+@pytest.mark.parametrize("tokens", [96, 256, 4096])
+def test_a_dead_code_is_found_within_a_short_run_whatever_the_batch(kind, tokens):
+    counter = build_quantizer(QuantizerConfig(kind=kind), tokens).counter
+    living = torch.arange(tokens) % 7
+    found = next(step for step in range(100) if counter.dead(living)[7])
+    assert found * tokens <= 3 * 512
+    # A code of half the uniform rate is no dead one, by chance neither.
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.tensor([15.0] * 7 + [7.5])
+    draws = [torch.multinomial(rates, tokens, replacement=True, generator=generator) for _ in range(200)]
+    assert not any(bool(counter.dead(codes)[7]) for codes in draws)
 
 
 @pytest.mark.parametrize("kind", KINDS)
