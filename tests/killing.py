@@ -22,14 +22,15 @@ EVENTS = ("tempfile.mkstemp", "os.rename")
 
 
 def stop_everywhere(
-    call: str, *, out: Path, mode: str = "kill", points: int = 10_000, **options: Any
+    call: str, *, out: Path, mode: str = "kill", first: int = 0, points: int = 10_000, **options: Any
 ) -> list[dict[str, Any]]:
-    """Calls ``module:function(**options, out=...)`` once for each point at which it can be stopped.
+    """Calls ``module:function(**options, out=...)`` once for each point, from ``first`` on, at which it can be stopped.
 
     Returns:
         For each point: ``stopped`` and ``resumed``, the files in the output folder with their sha256.
     """
-    task = {"call": call, "options": options, "out": str(out), "mode": mode, "points": points, "path": sys.path}
+    task = {"call": call, "options": options, "out": str(out), "mode": mode, "path": sys.path}
+    task |= {"first": first, "points": points}
     done = subprocess.run([sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise AssertionError(done.stderr)
@@ -76,7 +77,7 @@ def _main(task: dict[str, Any]) -> None:
     function = getattr(importlib.import_module(module), name)
     expected = {"kill": -9, "error": 1}[task["mode"]]
     found = []
-    for point in range(task["points"]):
+    for point in range(task["first"], task["points"]):
         out = Path(f"{task['out']}-{point}")
 
         def work(out: Path = out) -> None:

@@ -5,6 +5,8 @@ The engine's own tests do the same with a labeler that is no network; here it is
 
 from __future__ import annotations
 
+import drawing
+import killing
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -71,6 +73,38 @@ def test_the_number_of_shards_changes_no_row(clips, model_dir, tmp_path):
         tables.append(rows_of(cut, folder / "labels"))
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
+
+
+@pytest.mark.parametrize(
+    ("workers", "limit"),
+    [(2, 3), pytest.param(8, None, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],  # each worker imports torch
+)
+def test_several_workers_write_what_one_does(clips, model_dir, tmp_path, workers, limit):
+    shards, _ = clips
+    one = labelled(shards, model_dir, tmp_path / "one", workers=1, limit=limit)
+    assert one == labelled(shards, model_dir, tmp_path / "several", workers=workers, limit=limit)
+    assert len(one) == (limit or N_CLIPS)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [{"first": 5, "points": 6}, pytest.param({}, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
+def test_killed_and_run_again_the_tables_are_those_of_one_run(clips, model_dir, tmp_path, points):
+    shards, _ = clips
+    job = {"shards": shards, "labeler": "lam", "model": model_dir, "limit": 2}
+    labelled(shards, model_dir, tmp_path / "whole", limit=2)
+    whole = tables(drawing.tree(tmp_path / "whole"))
+    found = killing.stop_everywhere("pyramid.labels.engine:label", out=tmp_path / "out", **points, **job)
+    assert len(found) == 1 if points else len(found) >= 8  # tables and receipts of two shards, begun and renamed
+    for point in found:
+        assert point["stopped"] != point["resumed"]
+        assert tables(point["resumed"]) == whole
+    assert any(0 < len(tables(point["stopped"])) < len(whole) for point in found)
+
+
+def tables(tree):
+    return {name: digest for name, digest in tree.items() if name.endswith(".parquet")}
 
 
 def test_a_run_that_is_gone_on_with_keeps_its_tables_and_ends_the_same(clips, model_dir, tmp_path):
