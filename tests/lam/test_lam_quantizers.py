@@ -172,10 +172,26 @@ def test_noise_in_place_of_the_error_has_its_length():
     quantizer = build_quantizer(QuantizerConfig(kind="nsvq", code_dim=4), 16).train()
     e = torch.randn(8, 4, 4)
     out = quantizer(e)
-    error = (e - quantizer.codebook[out.codes]).norm(dim=-1)
-    assert torch.allclose((out.z - e).norm(dim=-1), error, atol=1e-5)
-    assert not torch.allclose(out.z, quantizer.codebook[out.codes])
-    assert torch.equal(quantizer.eval()(e).z, quantizer.codebook[out.codes])
+    code = quantizer.codebook[out.codes] + e.mean((0, 1))
+    assert torch.allclose((out.z - e).norm(dim=-1), (e - code).norm(dim=-1), atol=1e-5)
+    assert not torch.allclose(out.z, code)
+    assert torch.allclose(quantizer.eval()(e).z, code, atol=1e-6)
+
+
+def test_a_codebook_by_noise_is_not_spent_on_telling_positions_apart():
+    used = {}
+    for n_tokens in (1, 4):
+        torch.manual_seed(0)
+        quantizer = build_quantizer(QuantizerConfig(kind="nsvq", code_dim=4), 256, n_tokens).train()
+        apart = torch.arange(4.0)[:, None] * 20
+        with torch.no_grad():
+            for _ in range(20):
+                quantizer(torch.randn(64, 4, 4) + apart)
+            codes = quantizer.eval()(torch.randn(256, 4, 4) + apart).codes
+        used[n_tokens] = [len(position.unique()) for position in codes.T]
+    assert min(used[4]) == 8
+    assert max(used[1]) <= 5  # as many codes as there are, for four positions together
+    assert sum(used[1]) == 8
 
 
 def test_an_evenly_used_lookup_free_code_costs_less_than_one_code_for_all():
