@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", help="folder for data, models and reports; kept, and gone on with")
-    parser.add_argument("--robot", type=int, default=60, help="robot episodes, a fifth of them held out")
+    parser.add_argument("--robot", type=int, default=120, help="robot episodes, a fifth of them held out")
     parser.add_argument("--hand", type=int, default=48, help="hand videos to train on")
     parser.add_argument("--scored", type=int, default=18, help="hand episodes to score on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="seeds of the trainings")
