@@ -107,6 +107,8 @@ class ModelConfig:
     """``cnn``: both frames and their difference, trains on little; ``transformer``: space, then causal time."""
     encoder_input: Literal["pixels", "features"] = "pixels"
     """What the transformer encoder sees; ``features`` are those of the target (UniVLA)."""
+    encoder_sees: Literal["colours", "edges"] = "colours"
+    """What of the pixels the CNN sees; ``edges`` tell less, but look alike on bodies of other colours."""
     decoder: Literal["film", "transformer"] = "film"
     """``film``: U-Net steered by the tokens, for pixels; ``transformer``: tokens beside the first frame's patches."""
     encoder_widths: tuple[int, int, int] = (32, 48, 64)
@@ -144,6 +146,8 @@ class ModelConfig:
             raise ValueError(f"patch_px must divide image_size_px {self.image_size_px}, got {self.patch_px}")
         if self.encoder == "cnn" and self.encoder_input == "features":
             raise ValueError("the cnn encoder sees pixels; set encoder=transformer for encoder_input=features")
+        if self.encoder == "transformer" and self.encoder_sees == "edges":
+            raise ValueError("the transformer encoder sees colours or features; set encoder=cnn for encoder_sees=edges")
 
 
 @dataclass(frozen=True, kw_only=True)
