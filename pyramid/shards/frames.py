@@ -161,8 +161,9 @@ class ClipFrames:
         """
         self.used += len(indices)
         if clip not in self._kept and not (keep and self._keep(clip)):
-            self.decoded += _passed(indices, self._gop(clip))
-            return resized_frames(self.sample(clip), indices, self.size_px)
+            sample = self.sample(clip)
+            self.decoded += _passed(indices, self._gop(clip) if sample.jpegs_at is None else 1)
+            return resized_frames(sample, indices, self.size_px)
         return self._kept[clip][1][list(indices)]
 
     def _keep(self, clip: int) -> bool:
