@@ -22,22 +22,21 @@ EVENTS = ("tempfile.mkstemp", "os.rename")
 
 
 def stop_everywhere(
-    call: str, *, out: Path, mode: str = "kill", first: int = 0, points: int = 10_000, **options: Any
+    call: str, *, out: Path, mode: str = "kill", points: int = 10_000, **options: Any
 ) -> list[dict[str, Any]]:
-    """Calls ``module:function(**options, out=...)`` once for each point, from ``first`` on, at which it can be stopped.
+    """Calls ``module:function(**options, out=...)`` once for each point at which it can be stopped.
 
     Returns:
         For each point: ``stopped`` and ``resumed``, the files in the output folder with their sha256.
     """
-    task = {"call": call, "options": options, "out": str(out), "mode": mode, "path": sys.path}
-    task |= {"first": first, "points": points}
+    task = {"call": call, "options": options, "out": str(out), "mode": mode, "points": points, "path": sys.path}
     done = subprocess.run([sys.executable, __file__, json.dumps(task)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise AssertionError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _stop_at(point: int, mode: str) -> None:
+def stop_at(point: int, mode: str = "kill") -> None:
     """Lets the process die, or the disk fail, at the ``point``-th event."""
     seen = 0
 
@@ -77,13 +76,13 @@ def _main(task: dict[str, Any]) -> None:
     function = getattr(importlib.import_module(module), name)
     expected = {"kill": -9, "error": 1}[task["mode"]]
     found = []
-    for point in range(task["first"], task["points"]):
+    for point in range(task["points"]):
         out = Path(f"{task['out']}-{point}")
 
         def work(out: Path = out) -> None:
             function(**task["options"], out=str(out))
 
-        code = _in_child(lambda point=point, work=work: (_stop_at(point, task["mode"]), work()))
+        code = _in_child(lambda point=point, work=work: (stop_at(point, task["mode"]), work()))
         if code == 0:
             break
         if code != expected:
