@@ -34,6 +34,8 @@ class ActionGroup:
     """One past the last dimension."""
     kind: Kind = "linear"
     """How values are averaged."""
+    meaning: Literal["", "value", "delta", "velocity"] = ""
+    """What it is at other rates: a value at a time, a change over a step, a change per second; empty: not declared."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON."""
@@ -84,7 +86,9 @@ def _group(path: str, name: str, spec: Any, actions: NDArray[np.floating]) -> Ac
         raise DataError(f"{where}: '{kind}' of {end - start} dimensions is no rotation known here; known: {known}")
     if kind == "linear" and (spec.get("dtype") in _BINARY_TYPES or _is_switch(name, actions[:, start:end])):
         kind = "binary"
-    return ActionGroup(name=name, start=start, end=end, kind=kind)  # type: ignore[arg-type]
+    # GR00T's documents say ``absolute: false`` of changes, and nothing of values.
+    meaning = "delta" if spec.get("absolute") is False else "value"
+    return ActionGroup(name=name, start=start, end=end, kind=kind, meaning=meaning)  # type: ignore[arg-type]
 
 
 def _is_switch(name: str, values: NDArray[np.floating]) -> bool:

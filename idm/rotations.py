@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["mean_rotation"]
+__all__ = ["mean_rotation", "read_rotations", "turn_by", "turn_to", "write_rotations"]
 
 Array = NDArray[np.float64]
 
@@ -135,3 +135,44 @@ _WRITINGS = {
     "euler_angles_rpy": (_from_euler, _to_euler),
     "matrix": (lambda v: _from_matrix(v.reshape(-1, 3, 3)), lambda q: _to_matrix(q).reshape(-1, 9)),
 }
+
+
+def read_rotations(values: Array, kind: str) -> Array:
+    """Returns unit quaternions, float64 [V, 4], w first (but for ``quaternion``: as written), of [V, W]."""
+    return np.asarray(_WRITINGS[kind][0](values))
+
+
+def write_rotations(quaternions: Array, kind: str) -> Array:
+    """Returns rotations written as ``kind``, float64 [V, W], of unit quaternions [V, 4]."""
+    return np.asarray(_WRITINGS[kind][1](quaternions))
+
+
+def turn_to(start: Array, end: Array, share: Array) -> Array:
+    """Returns the rotations that lie a share, float64 [V] in [0, 1], of the shortest arc from start to end, [V, 4]."""
+    cosine = (start * end).sum(-1, keepdims=True)
+    end, angle = end * np.where(cosine < 0, -1.0, 1.0), np.arccos(np.clip(np.abs(cosine), 0, 1))
+    part = share[:, None]
+    small = np.sin(angle) < 1e-9
+    sine = np.where(small, 1.0, np.sin(angle))
+    before = np.where(small, 1 - part, np.sin((1 - part) * angle) / sine)
+    after = np.where(small, part, np.sin(part * angle) / sine)
+    return _unit(before * start + after * end)
+
+
+def turn_by(turns: Array, powers: Array) -> Array:
+    """Returns, as a quaternion [4], turns one after the other, [V, 4] with w first, each in part or more than once.
+
+    Each is about the axes that the ones before it have turned; a power is what its angle is multiplied with.
+    """
+    whole = np.array([1.0, 0.0, 0.0, 0.0])
+    for w, x, y, z in _from_rotvec(_to_rotvec(turns) * powers[:, None]):
+        a, b, c, d = whole
+        whole = np.array(
+            [
+                a * w - b * x - c * y - d * z,
+                a * x + b * w + c * z - d * y,
+                a * y - b * z + c * w + d * x,
+                a * z + b * y - c * x + d * w,
+            ]
+        )
+    return whole
