@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from neural_traj.clips import Candidate, open_clips
+from neural_traj.ranking import DROP, KEEP, drop_copies, keep_best, rank, thumbnail
 from neural_traj.scores import score
 from neural_traj.verdict import JudgeConfig, objection
 from pyramid import parquet
@@ -22,8 +23,8 @@ from pyramid.config import provenance, resolve
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.jobs import Quarantined, count_reasons
 from pyramid.progress import Progress, format_seconds
+from pyramid.types import Frames
 
-KEEP, DROP = "keep", "drop"
 _SCORES = pa.schema(
     [
         ("flicker", pa.float64()),
@@ -42,11 +43,13 @@ SCHEMA = pa.schema(
         ("frames", pa.int32()),
         ("duration_s", pa.float64()),
         *_SCORES,
+        ("duplicate_of", pa.string()),
         ("verdict", pa.string()),
         ("reason", pa.string()),
+        ("rank", pa.int32()),
     ]
 )
-"""Columns of the table of scores; ``reason`` is empty for clips to keep."""
+"""Columns of the table of scores; ``reason`` is empty for clips to keep, ``rank`` 1 for the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,21 +129,26 @@ def judge(
 
 def _rows(clips: list[Candidate], config: JudgeConfig, aside: list[Quarantined]) -> list[dict[str, Any]]:
     """Scores clips; those that do not decode are added to ``aside``."""
-    rows = []
+    rows, looks = [], []
     with Progress("dream judge", len(clips)) as progress:
         for clip in clips:
             try:
-                rows.append(_row(clip, config))
+                frames = clip.load()
+                rows.append(_row(clip, frames, config))
+                looks.append(thumbnail(frames.pixels))
             except SkipItemError as error:
                 aside.append(Quarantined(item=clip.item, reason=error.reason, detail=error.detail))
             except DataError as error:
                 aside.append(Quarantined(item=clip.item, reason="unreadable", detail=str(error)))
             progress.add(amount=rows[-1]["frames"] if rows else 0)
+    drop_copies(rows, looks, config.copy_levels)
+    rank(rows, config)
+    keep_best(rows, config.best_of)
+    rank(rows, config)
     return rows
 
 
-def _row(clip: Candidate, config: JudgeConfig) -> dict[str, Any]:
-    frames = clip.load()
+def _row(clip: Candidate, frames: Frames, config: JudgeConfig) -> dict[str, Any]:
     scores = score(frames)
     reason = objection(scores, config)
     return {

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lam.train import train_lam
     from neural_traj.ingest import ingest
     from neural_traj.judge import judge
+    from neural_traj.relabel import relabel
     from pyramid.conversion.convert import convert
     from pyramid.corpora.scan import scan
     from pyramid.labels.engine import label
@@ -61,6 +62,7 @@ _FUNCTIONS = {
     "mix_tune": "pyramid.mixture.tune.verb",
     "ingest": "neural_traj.ingest",
     "judge": "neural_traj.judge",
+    "relabel": "neural_traj.relabel",
     "convert": "pyramid.conversion.convert",
     "export": "vla.deploy.export",
     "bench": "vla.deploy.bench",
@@ -87,6 +89,7 @@ __all__ = [
     "mix_tune",
     "mix_what_if",
     "pack",
+    "relabel",
     "scan",
     "status",
     "train_idm",

@@ -53,6 +53,12 @@ VERBS = (
     Verb("dream ingest", "neural_traj.ingest:ingest", "take in clips that a video world model made"),
     Verb("dream judge", "neural_traj.judge:judge", "score generated clips", "neural_traj.judge:JudgeConfig"),
     Verb(
+        "dream relabel",
+        "neural_traj.relabel:relabel",
+        "label accepted clips, latent and pseudo; LeRobot data sets of them",
+        "neural_traj.relabel:RelabelConfig",
+    ),
+    Verb(
         "convert",
         "pyramid.conversion.convert:convert",
         "between LeRobot versions and webdataset shards",

@@ -16,11 +16,9 @@ def group(kind: str, meaning: str, width: int) -> list[ActionGroup]:
     return [ActionGroup(name="a", start=0, end=width, kind=kind, meaning=meaning)]
 
 
-def resampled(values: np.ndarray, model_hz: float, clip_hz: float, n: int, kind: str, meaning: str) -> np.ndarray:
-    edges = np.arange(len(values) + 1) / model_hz
-    return at_frames(edges, values, np.abs(values), np.arange(n + 1) / clip_hz, group(kind, meaning, values.shape[1]))[
-        0
-    ]
+def resampled(values: np.ndarray, model_hz: float, clip_hz: float, n: int, *says: str) -> np.ndarray:
+    edges, groups = np.arange(len(values) + 1) / model_hz, group(*says, values.shape[1])
+    return at_frames(edges, values, np.abs(values), np.arange(n + 1) / clip_hz, groups)[0]
 
 
 RATES = [(10.0, 10.0), (10.0, 20.0), (20.0, 10.0), (16.0, 60.0), (10.0, 16.0), (20.0, 8.0)]
