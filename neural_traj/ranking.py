@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from neural_traj.verdict import JudgeConfig, strain
 from pyramid.video.filters import to_luma
 
-_SIDE, _MOMENTS = 16, 8
+_SIDE, _MOMENTS = 8, 8
 KEEP, DROP = "keep", "drop"
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns what a clip looks like at eight moments, float32 [8, 16, 16] grey levels; alike for a copy.
+    """Returns what a clip looks like at eight moments, float32 [8, 8, 8] grey levels; alike for a copy.
 
     Args:
-        pixels: uint8 [T, H, W, 3], H and W multiples of 16.
+        pixels: uint8 [T, H, W, 3], H and W multiples of 8.
     """
     moments = np.linspace(0, len(pixels) - 1, _MOMENTS).round().astype(int)
     luma = to_luma(pixels[moments])
