@@ -23,10 +23,11 @@ def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns what a clip looks like at eight moments, float32 [8, 8, 8] grey levels; alike for a copy.
 
     Args:
-        pixels: uint8 [T, H, W, 3], H and W multiples of 8.
+        pixels: uint8 [T, H, W, 3], H and W at least 8; what is over a multiple of 8 is left out.
     """
     moments = np.linspace(0, len(pixels) - 1, _MOMENTS).round().astype(int)
     luma = to_luma(pixels[moments])
+    luma = luma[:, : luma.shape[1] // _SIDE * _SIDE, : luma.shape[2] // _SIDE * _SIDE]
     blocks = luma.reshape(_MOMENTS, _SIDE, luma.shape[1] // _SIDE, _SIDE, luma.shape[2] // _SIDE)
     return np.asarray(blocks.mean((2, 4)), np.float32)
 
@@ -77,7 +78,7 @@ def _badness(row: Mapping[str, Any], config: JudgeConfig) -> tuple[Any, ...]:
 
 
 def keep_best(rows: list[dict[str, Any]], n: int) -> None:
-    """Drops all but the ``n`` best of the kept clips of each instruction; needs `rank`, which is then to be made anew."""
+    """Drops all but the ``n`` best of the kept clips of each instruction; needs `rank`, then to be made anew."""
     if n < 1:
         return
     taken: dict[str, int] = {}

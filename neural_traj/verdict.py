@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from neural_traj.scores import ClipScores
+from neural_traj.vlm import VLMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class JudgeConfig:
     but the first are dropped; 0 looks for none."""
     best_of: int = 0
     """Clips to keep of each instruction, the best ones, >= 0; 0 keeps all that nothing speaks against."""
+    vlm: VLMConfig = field(default_factory=VLMConfig)
+    """Who is asked whether clips follow their instruction and obey physics."""
     min_follows: float = 0.5
     """Least mark for following the instruction, 0 .. 1, where a vision-language model was asked."""
     min_physics: float = 0.5
@@ -46,9 +49,9 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         """Refuses limits that no measure could have."""
-        for limit in dataclasses.fields(self):
-            if not getattr(self, limit.name) >= 0:
-                raise ValueError(f"{limit.name} must be 0 or more, got {getattr(self, limit.name)}")
+        for name in (limit.name for limit in dataclasses.fields(self) if limit.name != "vlm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("max_frozen_share", "max_black_quadrant", "min_follows", "min_physics"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is a share of 1, got {getattr(self, name)}")
