@@ -20,6 +20,7 @@ _ASK = (
     "Another short instruction for the robot, in one sentence:"
 )
 _EDGES = " \t\r\n\"'`*-.:;,0123456789()"
+_SENTENCE_END = re.compile(r"[.!?][\"']?(?:\s|$)")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -122,7 +123,7 @@ class ModelInstructor:
 def clean_answer(answer: str) -> str:
     """Returns the first sentence of an answer as an instruction; empty if it is none."""
     line = next((line for line in answer.splitlines() if _LETTER.search(line)), "")
-    line = " ".join(re.split(r"(?<=[.!?])\s", line.strip())[0].split()).strip(_EDGES)
+    line = " ".join(_SENTENCE_END.split(line.lstrip(_EDGES))[0].split()).strip(_EDGES)
     return line if _LETTER.match(line) and line.isprintable() and len(line) <= MAX_CHARS else ""
 
 

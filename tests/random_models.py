@@ -44,7 +44,7 @@ def lam_model(folder: Path, **options: object) -> str:
     return str(folder)
 
 
-def idm_model(folder: Path, embodiments: Sequence[str] = ("arm",), rate_hz: float = 10.0) -> str:
+def idm_model(folder: Path, embodiments: Sequence[str] = ("arm",), rate_hz: float = 10.0, **options: object) -> str:
     """Saves an inverse dynamics model of two-dimensional actions; windows of 4 steps."""
     config = resolve(
         IDMConfig,
@@ -56,6 +56,7 @@ def idm_model(folder: Path, embodiments: Sequence[str] = ("arm",), rate_hz: floa
             "windows.horizon": 4,
             "windows.frames": (0, 2, 4),
             "windows.rate_hz": rate_hz,
+            **options,
         },
     )
     torch.manual_seed(1)

@@ -146,6 +146,19 @@ def test_a_grid_becomes_its_views_and_an_undeclared_rate_is_told(tmp_path: Path,
     assert set(rows["state_source"]) == {"absent"}
 
 
+def test_a_model_of_several_views_refuses_a_view_alone(tmp_path: Path, models: list[str]) -> None:
+    root = tmp_path / "dreams"
+    root.mkdir()
+    (root / "0_stack_the_plates.mp4").write_bytes(encode_mp4(grid(24), 8))
+    views = ((0, 0, 0.5, 0.5), (0, 0.5, 0.5, 0.5), (0.5, 0, 0.5, 0.5))
+    both = [models[0], random_models.idm_model(tmp_path / "idm", ["gr1"], 8.0, **{"model.views": views})]
+    with pytest.raises(DataError, match=r"labelled none of the 3 samples.*--split_grid=none"):
+        run(tmp_path, root, both)
+    whole = run(tmp_path, root, both, pack={"split_grid": "none"}, out=str(tmp_path / "whole"), formats=())
+    assert (whole.samples, whole.items, whole.datasets) == (1, [], [])
+    assert whole.sources["dreams_pseudo"]["rows"] == 23
+
+
 VIEWS = ("bottom_left", "top_left", "top_right")
 
 
