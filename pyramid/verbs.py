@@ -62,7 +62,12 @@ VERBS = (
         "have a video world model, or any program, make the videos",
         "neural_traj.generate:GenerateConfig",
     ),
-    Verb("dream ingest", "neural_traj.ingest:ingest", "take in clips that a video world model made"),
+    Verb(
+        "dream ingest",
+        "neural_traj.ingest:ingest",
+        "take in clips that a video world model made",
+        "pyramid.corpora.source:ScanConfig",
+    ),
     Verb("dream judge", "neural_traj.judge:judge", "score generated clips", "neural_traj.judge:JudgeConfig"),
     Verb(
         "dream relabel",
