@@ -13,21 +13,19 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from neural_traj.generation import GenerateConfig
 from neural_traj.requests import Request
 from neural_traj.scenes import read_picture
 from pyramid import files
 from pyramid.errors import ConfigError, MissingDependencyError, SkipItemError, nearest
 from pyramid.video.encode import encode_mp4
 from pyramid.video.probe import probe
-
-if TYPE_CHECKING:
-    from neural_traj.generate import GenerateConfig
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _FIELDS = ("image", "prompt", "instruction", "negative_prompt", "seed", "frames", "rate_hz", "height", "width", "out")
