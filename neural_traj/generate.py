@@ -89,6 +89,8 @@ def generate(
     cfg = resolve(GenerateConfig, config, **options)
     if not dry_run and (out is None or files.is_remote(out)):
         raise ConfigError("say where the videos go, on this machine: --out DIR")
+    if cfg.generator != "command" and not cfg.model:
+        raise ConfigError(f"generator {cfg.generator} needs a model, id or folder: --model")
     wanted = read_requests(requests)[:limit]
     if dry_run:
         counts: dict[str, Any] = {"requests": len(wanted), "videos": len(wanted) * cfg.samples, "skipped_done": 0}

@@ -64,5 +64,3 @@ class GenerateConfig:
             raise ValueError(f"height and width must be multiples of 16, got {self.height} and {self.width}")
         if (self.generator == "command") != bool(self.command):
             raise ValueError("a command goes with generator: command, and with no other")
-        if self.generator != "command" and not self.model:
-            raise ValueError(f"generator {self.generator} needs a model, id or folder")

@@ -128,7 +128,7 @@ def test_a_generator_of_ones_own_plugs_in(asked: Path, tmp_path: Path) -> None:
                 clip = np.random.default_rng(seed).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
                 Path(out).write_bytes(encode_mp4(clip, 16))
 
-    config = GenerateConfig(model="none", samples=3, batch=2)
+    config = GenerateConfig(samples=3, batch=2)
     result = run_requests(read_requests(str(asked)), Painter(), out=str(tmp_path / "out"), config=config)
     assert (result.videos, result.quarantined) == (6, {"no_paint": 2})
     assert "request 1 (push the cup): the pot is empty" in result.items[0].detail
