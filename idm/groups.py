@@ -33,6 +33,8 @@ class ActionGroup:
     """One past the last dimension."""
     kind: Kind = "linear"
     """How values are averaged."""
+    meaning: Literal["", "value", "delta", "velocity"] = ""
+    """What it is at other rates: a value at a time, a change over a step, a change per second; empty: not declared."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON."""
@@ -73,7 +75,9 @@ def _group(path: str, name: str, stretch: Stretch, actions: NDArray[np.floating]
         raise DataError(f"{where}: '{kind}' of {end - start} dimensions is no rotation known here; known: {known}")
     if kind == "linear" and (stretch.whole or _is_switch(name, actions[:, start:end])):
         kind = "binary"
-    return ActionGroup(name=name, start=start, end=end, kind=kind)  # type: ignore[arg-type]
+    # GR00T's documents say ``absolute: false`` of changes, and nothing of values.
+    meaning = "delta" if spec.get("absolute") is False else "value"
+    return ActionGroup(name=name, start=start, end=end, kind=kind, meaning=meaning)  # type: ignore[arg-type]
 
 
 def _is_switch(name: str, values: NDArray[np.floating]) -> bool:

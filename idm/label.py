@@ -17,6 +17,7 @@ from torch import Tensor
 from idm.bodies import Body
 from idm.config import GateConfig, IDMConfig, ModelConfig, WindowConfig
 from idm.model import InverseDynamicsModel
+from idm.other_rates import FrameTimes, declares_all, windows_at_frames
 from idm.predict import ClipActions, ClipInput, predict_clips
 from idm.windows import Steps, clip_steps, segments
 from pyramid import files
@@ -51,6 +52,8 @@ class ClipSteps(NamedTuple):
     """uint8 [steps, 3, P, P], RGB."""
     state: NDArray[np.float32] | None
     """float32 [steps, S], physical units; None where the clip has none or the model asks for none."""
+    windows: WindowConfig | None = None
+    """Windows in frames of a clip whose frames are no steps of the model; None: those of the model."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class StepFrames:
     """Size of the frames, and what else is asked for."""
     embodiments: tuple[str, ...]
     """Those that the model knows."""
+    resampled: tuple[str, ...] = ()
+    """Those of them whose actions are known well enough to be told at other rates."""
 
     def __call__(self, sample: Sample) -> ClipSteps:
         """Returns the steps of a clip.
@@ -72,12 +77,16 @@ class StepFrames:
         Raises:
             SkipItemError: see `IDMLabeler.label`.
         """
-        embodiment, windows = self.embodiment_of(sample), self.windows
+        embodiment, windows, own = self.embodiment_of(sample), self.windows, None
         self._check_views(sample)
         try:
             steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.rate_tolerance)
         except SkipItemError as error:
-            raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
+            if embodiment in self.resampled:
+                own = windows_at_frames(windows, self.rate_hz, sample.times_s)
+            if own is None:
+                raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
+            steps, windows = Steps(list(range(len(sample))), 1), own
         spans = steps.trim(segments(steps.frames, cuts_of(sample)))
         if max(last - first for first, last in spans) <= windows.horizon:
             raise SkipItemError(
@@ -86,7 +95,7 @@ class StepFrames:
             )
         pixels = resized_frames(sample, steps.frames, self.model.picture_px)
         return ClipSteps(
-            sample.key, embodiment, sample.times_s, steps, list(spans), pixels, self._state(sample, steps.frames)
+            sample.key, embodiment, sample.times_s, steps, list(spans), pixels, self._state(sample, steps.frames), own
         )
 
     def _check_views(self, sample: Sample) -> None:
@@ -150,8 +159,9 @@ class IDMLabeler:
         self.model, self.config, self.weights_sha256 = model.eval(), config, weights_sha256
         self.rate_hz = config.windows.rate_hz
         self.embodiments = {name: dict(description) for name, description in embodiments.items()}
-        self.prepare = StepFrames(config.windows, self.rate_hz, config.model, tuple(self.embodiments))
         self.bodies = {name: Body.of(about) for name, about in self.embodiments.items()}
+        known = tuple(name for name, body in self.bodies.items() if declares_all(body.groups, len(body.mean)))
+        self.prepare = StepFrames(config.windows, self.rate_hz, config.model, tuple(self.embodiments), known)
 
     def digest(self) -> str:
         """Returns the digest of everything that decides a label: weights, sizes, windows, normalisers."""
@@ -220,14 +230,20 @@ class IDMLabeler:
     def _predict(self, clips: Sequence[ClipSteps], windows: WindowConfig) -> list[ClipActions]:
         """Returns the labels of each clip; those of one embodiment, whose networks they share, go together."""
         found: dict[int, ClipActions] = {}
-        for embodiment in dict.fromkeys(clip.embodiment for clip in clips):
-            body, own = self.bodies[embodiment], [n for n, clip in enumerate(clips) if clip.embodiment == embodiment]
+        for embodiment, own in dict.fromkeys((clip.embodiment, clip.windows) for clip in clips):
+            body = self.bodies[embodiment]
+            alike = [n for n, clip in enumerate(clips) if (clip.embodiment, clip.windows) == (embodiment, own)]
             seen = [
                 ClipInput(clips[n].pixels, clips[n].spans, body.state_of(clips[n].state), clips[n].steps.every)
-                for n in own
+                for n in alike
             ]
-            found |= zip(own, predict_clips(self.model, seen, windows, embodiment, body.rule), strict=True)
+            shape = windows if own is None else replace(own, stride=min(windows.stride, own.horizon))
+            told = None if own is None else self._at_frames(own, body)
+            found |= zip(alike, predict_clips(self.model, seen, shape, embodiment, body.rule, told=told), strict=True)
         return [found[n] for n in range(len(clips))]
+
+    def _at_frames(self, own: WindowConfig, body: Body) -> FrameTimes:
+        return FrameTimes(own, self.rate_hz, body.groups, body.normalizer)
 
     def embodiment_of(self, sample: Sample) -> str:
         """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
@@ -236,7 +252,10 @@ class IDMLabeler:
     def _table(self, clip: ClipSteps, actions: ClipActions) -> pa.Table:
         steps, body = clip.steps, self.bodies[clip.embodiment]
         mean, std = physical(actions, body.normalizer)
-        why = doubts(mean, std, body, self.config.gate)
+        # The limits are those of one step of the model.
+        longer = 1.0 if clip.windows is None else self._at_frames(clip.windows, body).lengths(mean.shape[1])
+        steps_of = np.asarray(1 / np.asarray(longer), np.float32)
+        why = doubts(mean * steps_of, std * steps_of, body, self.config.gate)
         if clip.state is not None:
             why["state"] = np.asarray(~np.isfinite(clip.state[actions.step]).all(1))
         gated = np.any(list(why.values()), axis=0)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid.actions.rotations import from_quaternion, to_quaternion
+from pyramid.actions.rotations import from_quaternion, multiply, to_quaternion
 
-__all__ = ["mean_rotation"]
+__all__ = ["mean_rotation", "turn_by", "turn_to"]
 
 Array = NDArray[np.float64]
 
@@ -55,3 +55,26 @@ def _nearest(votes: Array, mean: Array, kind: str) -> Array:
     if kind == "euler_angles_rpy":
         return np.asarray(mean + (votes - mean + np.pi) % (2 * np.pi) - np.pi)
     return votes
+
+
+def turn_to(start: Array, end: Array, share: Array) -> Array:
+    """Returns the rotations that lie a share, float64 [V] in [0, 1], of the shortest arc from start to end, [V, 4]."""
+    cosine = (start * end).sum(-1, keepdims=True)
+    end, angle = end * np.where(cosine < 0, -1.0, 1.0), np.arccos(np.clip(np.abs(cosine), 0, 1))
+    part = share[:, None]
+    small = np.sin(angle) < 1e-9
+    sine = np.where(small, 1.0, np.sin(angle))
+    before = np.where(small, 1 - part, np.sin((1 - part) * angle) / sine)
+    after = np.where(small, part, np.sin(part * angle) / sine)
+    return to_quaternion(before * start + after * end, "quaternion")
+
+
+def turn_by(turns: Array, powers: Array) -> Array:
+    """Returns, as a quaternion [4], turns one after the other, [V, 4] with w first, each in part or more than once.
+
+    Each is about the axes that the ones before it have turned; a power is what its angle is multiplied with.
+    """
+    whole = np.array([[1.0, 0.0, 0.0, 0.0]])
+    for turn in to_quaternion(from_quaternion(turns, "axis_angle") * powers[:, None], "axis_angle"):
+        whole = multiply(whole, turn[None])
+    return np.asarray(whole[0])

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from idm.train import train_idm
     from lam.evaluate import evaluate_lam
     from lam.train import train_lam
+    from neural_traj.generate import generate
     from neural_traj.ingest import ingest
     from neural_traj.judge import judge
+    from neural_traj.prompts import prompts
+    from neural_traj.relabel import relabel
     from pyramid.conversion.convert import convert
     from pyramid.corpora.scan import scan
     from pyramid.labels.engine import label
@@ -59,8 +62,11 @@ _FUNCTIONS = {
     "mix_what_if": "pyramid.mixture.verbs",
     "mix_simulate": "pyramid.mixture.verbs",
     "mix_tune": "pyramid.mixture.tune.verb",
+    "prompts": "neural_traj.prompts",
+    "generate": "neural_traj.generate",
     "ingest": "neural_traj.ingest",
     "judge": "neural_traj.judge",
+    "relabel": "neural_traj.relabel",
     "convert": "pyramid.conversion.convert",
     "export": "vla.deploy.export",
     "bench": "vla.deploy.bench",
@@ -78,6 +84,7 @@ __all__ = [
     "evaluate_lam",
     "evaluate_vla",
     "export",
+    "generate",
     "ingest",
     "judge",
     "label",
@@ -87,6 +94,8 @@ __all__ = [
     "mix_tune",
     "mix_what_if",
     "pack",
+    "prompts",
+    "relabel",
     "scan",
     "status",
     "train_idm",

@@ -50,8 +50,31 @@ VERBS = (
         "choose a mixture's weights by small training runs",
         "pyramid.mixture.tune.config:TuneConfig",
     ),
-    Verb("dream ingest", "neural_traj.ingest:ingest", "take in clips that a video world model made"),
+    Verb(
+        "dream prompts",
+        "neural_traj.prompts:prompts",
+        "first frames and instructions for a video world model",
+        "neural_traj.prompts:PromptsConfig",
+    ),
+    Verb(
+        "dream generate",
+        "neural_traj.generate:generate",
+        "have a video world model, or any program, make the videos",
+        "neural_traj.generate:GenerateConfig",
+    ),
+    Verb(
+        "dream ingest",
+        "neural_traj.ingest:ingest",
+        "take in clips that a video world model made",
+        "pyramid.corpora.source:ScanConfig",
+    ),
     Verb("dream judge", "neural_traj.judge:judge", "score generated clips", "neural_traj.judge:JudgeConfig"),
+    Verb(
+        "dream relabel",
+        "neural_traj.relabel:relabel",
+        "label accepted clips, latent and pseudo; LeRobot data sets of them",
+        "neural_traj.relabel:RelabelConfig",
+    ),
     Verb(
         "convert",
         "pyramid.conversion.convert:convert",
