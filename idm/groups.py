@@ -76,7 +76,7 @@ def _group(path: str, name: str, stretch: Stretch, actions: NDArray[np.floating]
     if kind == "linear" and (stretch.whole or _is_switch(name, actions[:, start:end])):
         kind = "binary"
     # GR00T's documents say ``absolute: false`` of changes, and nothing of values.
-    meaning = "delta" if spec.get("absolute") is False else "value"
+    meaning = "value" if stretch.absolute else "delta"
     return ActionGroup(name=name, start=start, end=end, kind=kind, meaning=meaning)  # type: ignore[arg-type]
 
 
