@@ -17,7 +17,7 @@ from torch import Tensor
 from pyramid.errors import DataError
 from pyramid.mixture.source import Chunk, Source
 
-_PAUSE_S = 0.0005
+_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.008
 
 
 class Slots:
@@ -112,10 +112,14 @@ class Filling:
 
 def fill(fillings: Sequence[Filling]) -> None:
     """Fills in all samples that can be read."""
-    left = list(fillings)
+    left, pause = list(fillings), _PAUSE_S
     while left:
         # Not any(): each of them is to go on.
         busy = [filling.advance() for filling in left]
         left = [filling for filling in left if not filling.done]
-        if left and not any(busy):
-            time.sleep(_PAUSE_S)
+        if any(busy):
+            pause = _PAUSE_S
+        elif left:
+            # Another process decodes what is left; looking costs the processor's time that it needs for that.
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
