@@ -6,6 +6,7 @@ read when an item of theirs is drawn. Statistics are left to `pyramid.mixture.st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pyramid import files
 from pyramid.errors import DataError
 from pyramid.mixture.bodies import declared
-from pyramid.mixture.clips import ClipCache
+from pyramid.mixture.clips import ClipCache, Wanted
 from pyramid.mixture.index import ClipIndex
 from pyramid.mixture.labelled import Labels
 from pyramid.mixture.order import ItemOrder
@@ -24,6 +25,7 @@ from pyramid.mixture.spec import MixtureSpec
 from pyramid.mixture.weights import Size
 from pyramid.shards.ahead import ReadAhead
 from pyramid.shards.cache import ShardCache
+from pyramid.shards.frames import square_frames
 from pyramid.shards.reader import Sample, ShardSet
 from pyramid.types import Embodiment, Split
 
@@ -179,6 +181,16 @@ class Source:
         clip = int(np.searchsorted(self._ends, item, side="right"))
         return clip, item - int(self._ends[clip] - self._sizes[clip])
 
+    def wanted(self, items: Sequence[int], at: Sequence[int], images: NDArray[np.uint8]) -> Wanted:
+        """Returns where items lie, and the places in ``images`` [N, S, S, 3] that their frames go to."""
+        numbers = np.asarray(items, np.int64)
+        clips = np.searchsorted(self._ends, numbers, side="right")
+        steps = frames = numbers - (self._ends[clips] - self._sizes[clips])
+        if self.labels is not None:
+            both = zip(clips.tolist(), steps.tolist(), strict=True)
+            frames = np.array([self.labels.frame(clip, step) for clip, step in both], np.int64)
+        return Wanted(clips, self._frames[clips], frames, steps, np.asarray(at, np.int64), images)
+
     def enter(self, rank: int) -> None:
         """Makes ready for the source's ``rank``-th sample: begins to fetch the shards that come."""
         if self._shard_cache is None or not self._is_remote:
@@ -217,20 +229,31 @@ class Source:
     def read(self, clip: int, step: int) -> tuple[Chunk, NDArray[np.uint8]]:
         """Returns what is to be learned at a step, and the frame at which it starts, uint8 [H, W, 3], RGB.
 
+        For single samples; those of a batch are brought together by `pyramid.mixture.filling`.
+
         Raises:
             DataError: the clip is not what the index says, or its actions are not finite or of another width.
         """
-        frame = step if self.labels is None else self.labels.frame(clip, step)
-        n = min(self.embodiment.horizon, int(self._frames[clip]) - step)
-        found = self.cache.find(clip, frame, step, n if self.labels is None else 0)
-        if found is None:
-            sample = self.sample(clip)
-            rows = self._measured_rows(sample) if self.labels is None else None
-            chunk = self._chunk(clip, step, rows[step : step + n] if rows is not None else None)
-            return chunk, self.cache.decode(clip, sample, frame, rows)
-        return self._chunk(clip, step, found[1] if self.labels is None else None), found[0]
+        sample = self.sample(clip)
+        rows = self.measured_rows(sample)
+        chunk = self.chunk(clip, step, None if rows is None else rows[step : step + self.embodiment.horizon])
+        return chunk, square_frames(sample, [self.frame_of(clip, step)], self._size_px)[0]
 
-    def _chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None) -> Chunk:
+    def frame_of(self, clip: int, step: int) -> int:
+        """Returns the frame at which a step of a clip begins."""
+        return step if self.labels is None else self.labels.frame(clip, step)
+
+    def chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None = None) -> Chunk:
+        """Returns what is to be learned at a step.
+
+        Args:
+            clip: the clip.
+            step: its step.
+            rows: of measured actions, actions and states from the step on, float32 [n, D + S].
+
+        Raises:
+            DataError: they are not finite, or the labels are not what they were.
+        """
         body, state = self.embodiment, np.zeros(0, np.float32)
         if rows is not None:
             if not np.isfinite(rows[:, : body.action_dim]).all() or not np.isfinite(rows[0]).all():
@@ -247,8 +270,14 @@ class Source:
         mask[: len(values)] = ok
         return Chunk(action, mask, state)
 
-    def _measured_rows(self, sample: Sample) -> NDArray[np.float32]:
-        """Returns actions and states of a clip side by side, float32 [T, D + S]."""
+    def measured_rows(self, sample: Sample) -> NDArray[np.float32] | None:
+        """Returns actions and states of a clip side by side, float32 [T, D + S]; None where actions are labels.
+
+        Raises:
+            DataError: it has none, or of another width.
+        """
+        if self.labels is not None:
+            return None
         body, action, state = self.embodiment, sample.action, sample.state
         if action is None or action.shape[1] != body.action_dim:
             raise DataError(f"source '{self.name}': clip {sample.key} has no actions of {body.action_dim} dimensions")
