@@ -149,10 +149,10 @@ def test_finished_model_is_reused_and_dry_run_writes_nothing(shards, small, mode
     assert "nothing written" in repr(train_idm(dry_run=True))
 
 
-@pytest.mark.parametrize("every", [3, 4])
-def test_a_run_killed_before_or_at_its_end_resumes_to_the_same_bytes(shards, small, tmp_path, every):
+@pytest.mark.parametrize(("every", "ema_decay"), [(3, 0.0), (4, 0.0), (4, 0.9)])
+def test_a_run_killed_before_or_at_its_end_resumes_to_the_same_bytes(shards, small, tmp_path, every, ema_decay):
     """Also when all steps are done and only the calibration is missing."""
-    options = {**small, "trainer.max_steps": 4, "trainer.checkpoint_every": every}
+    options = {**small, "trainer.max_steps": 4, "trainer.checkpoint_every": every, "trainer.ema_decay": ema_decay}
     train_idm(shards, out=str(tmp_path), **options)
     weights = (tmp_path / "model.safetensors").read_bytes()
     for name in ("model.safetensors", "config.json"):
