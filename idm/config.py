@@ -232,11 +232,13 @@ class GateConfig:
     """Largest ``action_std``, mean over the dimensions that move, as a share of the training actions' spread, > 0."""
     margin: float = 0.1
     """How far past the training actions' range a label may lie, share of that range, >= 0."""
+    max_state: float = 10.0
+    """How many spreads of the training states a state may lie from their mean; past it the label is in doubt, > 0."""
 
     def __post_init__(self) -> None:
         """Refuses limits that mean nothing."""
-        if not self.max_std > 0 or self.margin < 0:
-            raise ValueError(f"max_std {self.max_std} or margin {self.margin} out of range")
+        if not self.max_std > 0 or self.margin < 0 or not self.max_state > 0:
+            raise ValueError(f"max_std {self.max_std}, margin {self.margin} or max_state {self.max_state} out of range")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,8 @@ class Demonstration:
     """float32 [T, S], physical units, NaN rows where unknown; None without proprioception."""
     starts: list[tuple[int, int, int]]
     """Each window: its first step, and the shot around it, (first step, past the last)."""
+    grid: bool = False
+    """Whether a quarter of its picture is black: a grid of three views."""
 
 
 class WindowGroup(NamedTuple):
@@ -104,7 +106,8 @@ def load_demonstrations(clips: ClipFrames, windows: WindowConfig, rate_hz: float
         ]
         if sample.action is not None and starts and np.isfinite(sample.action[frames]).all():
             state = None if sample.state is None else sample.state[frames]
-            found.append(Demonstration(clip, row["embodiment"], frames, sample.action[frames], state, starts))
+            grid = bool((sample.meta.get("scores") or {}).get("black_quadrant"))
+            found.append(Demonstration(clip, row["embodiment"], frames, sample.action[frames], state, starts, grid))
     if not found:
         raise DataError(
             f"none of the {len(clips)} clips with actions has {windows.horizon + 1} frames at {rate_hz:g} Hz; "

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import random_models
 import sprites
 import torch
 
@@ -328,8 +329,21 @@ def test_evaluation_has_the_promised_numbers(shards, model_dir, tmp_path):
     assert evaluation.lag == 0
     assert 0.7 < evaluation.coverage <= 1
     assert 0 <= evaluation.calibration < 0.2
-    assert evaluation.verdict in repr(evaluation)
+    shown = repr(evaluation)
+    assert evaluation.verdict in shown
+    assert f"(without votes {evaluation.r2_unvoted.mean:.3f})" in shown
+    assert f"error of the most certain steps: {evaluation.risk['0.25']:.4f} (25%)" in shown
+    (group,) = evaluation.groups["sprite"].values()
+    assert f"spread ratio {group.std_ratio:.2f}, 90 % interval holds {group.coverage:.2f}" in shown
+    assert evaluation.cycle is None
+    assert "look alike" not in shown
     assert json.loads((tmp_path / "idm_evaluation.json").read_text()) == asdict(evaluation)
+
+
+def test_the_cycle_is_printed_with_a_latent_action_model(shards, model_dir, tmp_path):
+    evaluation = evaluate_idm(shards, model=model_dir, limit=3, lam=random_models.lam_model(tmp_path))
+    label, truth = (evaluation.cycle[name] for name in ("label", "truth"))
+    assert f"look alike: label {label:.3f}, truth {truth:.3f} (0: chance" in repr(evaluation)
 
 
 def test_evaluation_counts_what_it_cannot_label(tmp_path, model_dir):
