@@ -78,7 +78,7 @@ def read_recipe(folder: str, horizon: int) -> Recipe:
     try:
         parts = {str(tag): _one(str(tag), about, conf, horizon) for tag, about in document.items()}
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"'{path}' or conf.yaml beside it: {type(error).__name__} {error}") from error
+        raise DataError(f"'{path}' or conf.yaml beside it lacks or garbles an entry: {error}") from error
     except (ValueError, DataError) as error:
         raise DataError(f"'{path}': {error}") from error
     shapes = sorted({tuple(part[:6]) for part in parts.values()})
@@ -114,13 +114,19 @@ def _one(tag: str, about: Plain, conf: Plain, horizon: int) -> Recipe:
     return Recipe(
         frames=tuple(int(step) for step in declared.get("delta_indices") or (0, horizon)),
         views=len(keys),
-        rate_hz=float(cameras[keys[0]]["fps"]),
+        rate_hz=_rate(cameras, keys[0]),
         crop=float(_said(steps, "scale") or _CROP),
         resized_px=int(_said(steps, "height") or _RESIZED_PX),
         sequence=int(_said(steps, "max_sequence_length") or _SEQUENCE),
         slots={tag: int(slots[tag])},
         bodies={tag: _body(about, order, steps)},
     )
+
+
+def _rate(cameras: Plain, key: str) -> float:
+    if not cameras[key].get("fps"):
+        raise DataError(f"camera '{key}' states no fps: without it nobody knows how far apart the model's steps are")
+    return float(cameras[key]["fps"])
 
 
 def _data_config(tag: str, conf: Plain) -> str | None:

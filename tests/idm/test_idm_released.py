@@ -200,6 +200,8 @@ def broken(change: str) -> dict:
         move["max"] = [float("nan"), 1.0]
     elif change == "shape":
         about["gr1"]["modalities"]["action"]["move"]["shape"] = [7]
+    elif change == "std":
+        del move["std"]
     elif change == "fps":
         about["gr1"]["modalities"]["video"]["ego_view"] = {}
     return about
@@ -211,7 +213,8 @@ def broken(change: str) -> dict:
         (wide(44), "44 action dimensions, the network gives at most 7: they are those of another robot"),
         (broken("shape"), "action 'move' has 7 dimensions, its statistics have 2: they are those of another robot"),
         (broken("nan"), "statistics of action 'move' are not finite"),
-        (broken("fps"), "'fps'"),
+        (broken("fps"), "camera 'ego_view' states no fps"),
+        (broken("std"), "lacks or garbles an entry: 'std'"),
         (metadata(tag="my_arm"), "the slot of 'my_arm' is not known; known: franka, gr1"),
         ({}, "names no embodiment"),
     ],
