@@ -187,6 +187,9 @@ class ModelConfig:
     """How actions are made of it."""
     state: Literal["none", "optional", "required"] = "none"
     """Whether the state at a window's first action is an input; ``optional`` learns to do without it as well."""
+    target: Literal["action", "from_state"] = "action"
+    """What is learned: actions, or how far they lie from the state at their step, which labels add again: for commanded
+    postures. Every clip then needs states, as wide as actions and without rotations, whatever ``state`` says."""
     shift_px: int = 4
     """Training windows are shifted by up to this many pixels, all frames alike; 0 or more."""
     gain: float = 0.1
@@ -211,6 +214,11 @@ class ModelConfig:
                 f"shift_px {self.shift_px}, cache_mb {self.cache_mb}, gain {self.gain} or calibration_share "
                 f"{self.calibration_share} out of range"
             )
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether a clip without states cannot be labelled."""
+        return self.state == "required" or self.target == "from_state"
 
     @property
     def n_views(self) -> int:

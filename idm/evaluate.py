@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from idm.bodies import Body
 from idm.cycle import Told, cycle_score, pairs_of
+from idm.data import learned_action
 from idm.groups import read_groups
 from idm.label import IDMLabeler, doubts, load, physical
 from idm.scores import R2, IDMEvaluation, Series, judge, measure
@@ -100,7 +101,8 @@ def _label_clips(
         body = labeler.bodies[name]
         assert sample.action is not None  # noqa: S101  # opened with_actions
         shown = np.asarray(steps.frames)[actions.step]
-        truth = _chosen(sample.action, body, modality)[shown]
+        # Of labels that are told from states, what is added to both sides says nothing.
+        truth = _chosen(learned_action(sample, labeler.config.model.target), body, modality)[shown]
         if not np.isfinite(truth).all():
             skipped["unknown_actions"] += 1
             continue

@@ -94,15 +94,15 @@ class StepFrames:
         )
 
     def _state(self, sample: Sample, frames: Sequence[int]) -> NDArray[np.float32] | None:
-        if self.model.state == "none":
+        if self.model.state == "none" and not self.model.needs_state:
             return None
-        if sample.state is None and self.model.state == "required":
+        if sample.state is None and self.model.needs_state:
             raise SkipItemError("state", f"{sample.key} has no states, and the model was trained to need them")
         if sample.state is None:
             return None
         state = sample.state[frames]
         bad = np.flatnonzero(~np.isfinite(state).all(1))
-        if len(bad) and self.model.state == "required":
+        if len(bad) and self.model.needs_state:
             raise SkipItemError("state", f"{sample.key}: the state at frame {frames[bad[0]]} is not a finite number")
         return state
 
@@ -234,6 +234,8 @@ class IDMLabeler:
         steps, body = clip.steps, self.bodies[clip.embodiment]
         mean, std = physical(actions, body.normalizer)
         why = doubts(mean, std, body, self.config.gate)
+        if clip.state is not None and self.config.model.target == "from_state":
+            mean = mean + clip.state[actions.step]
         told = None if clip.state is None else body.state_of(clip.state[actions.step])
         if told is not None:
             # A row that is not known is all NaN, and past every limit.

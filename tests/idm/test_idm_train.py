@@ -224,6 +224,43 @@ def test_no_actions_no_training(tmp_path, small):
         train_idm(short, out=str(tmp_path / "m"), **small)
 
 
+def postures(count, **options):
+    """Samples whose actions are commanded positions, told as three numbers as their states are."""
+    made = [sprites.make_sample(n, n_frames=40, split="val" if n > 19 else "train") for n in range(count)]
+    states = [np.pad(one.state, ((0, 0), (0, 1))) for one in made]
+    return [replace(one, state=s, action=s + one.action, **options) for one, s in zip(made, states, strict=True)]
+
+
+def test_actions_that_are_told_from_states_are_added_to_them(tmp_path, small):
+    shards, out = sprites.write_shards(tmp_path, postures(22)), str(tmp_path / "model")
+    train_idm(shards, out=out, **{**small, "model.target": "from_state"})
+    labeler, sample = load(out), postures(22)[20]
+    (table,) = labeler.label([sample])
+    labels = np.stack(table["action"].to_numpy())
+    truth, state = sample.action[:-1, :2], sample.state[:-1]
+    assert ((labels[:, :2] - truth) ** 2).mean() < 0.7 * ((state[:, :2] - truth) ** 2).mean()
+    labeler.config = replace(labeler.config, model=replace(labeler.config.model, target="action"))
+    (differences,) = labeler.label([sample])
+    assert np.array_equal(np.stack(differences["action"].to_numpy()) + state, labels)
+    assert differences["action_std"].equals(table["action_std"])
+    with pytest.raises(SkipItemError, match="has no states"):
+        load(out).label([replace(sample, state=None)])
+    evaluation = evaluate_idm(shards, model=out)
+    assert evaluation.error < evaluation.baseline_error
+    assert evaluation.baseline_rmse["sprite"][0] < 3  # the state and the mean step, not the mean posture
+
+
+def test_what_cannot_be_told_from_states_is_refused(tmp_path, small, shards):
+    told = {**small, "model.target": "from_state"}
+    with pytest.raises(DataError, match="2 dimensions of state for 3 of action"):
+        train_idm(shards, out=str(tmp_path / "a"), **told)
+    turns = {"action": {"turn": {"start": 0, "end": 3, "rotation_type": "axis_angle"}}}
+    (tmp_path / "modality.json").write_text(json.dumps(turns))
+    folder = sprites.write_shards(tmp_path, postures(3))
+    with pytest.raises(ConfigError, match=r"cannot tell the rotations of 'sprite' \(turn\) from its states"):
+        train_idm(folder, out=str(tmp_path / "c"), modality=str(tmp_path), **told)
+
+
 def test_calibration_clips_are_kept_out_of_training(shards, small):
     clips = ClipFrames.open(shards, split="train", size_px=32, with_actions=True)
     demonstrations = load_demonstrations(clips, resolve(IDMConfig, "idm/tiny", **small).windows, 80.0)
