@@ -54,9 +54,6 @@ class ReleasedIDM(nn.Module):
         recipe: what the frames and actions were when it was trained.
     """
 
-    draws = 1
-    """The release draws once per window."""
-
     def __init__(self, network: DreamsIDM, config: IDMConfig, recipe: Recipe) -> None:
         super().__init__()
         self.network, self.config, self.recipe = network, config, recipe
@@ -157,6 +154,11 @@ def _config(folder: str, network: DreamsIDM, recipe: Recipe) -> IDMConfig:
     vision = network.vision.config
     if recipe.views not in _VIEWS:
         raise DataError(f"'{folder}' sees {recipe.views} views; known layouts of a packed picture have 1, 3 or 4")
+    if min(recipe.frames) < 0 or max(recipe.frames) > network.horizon:
+        raise DataError(
+            f"'{folder}': frames {recipe.frames} reach past its {network.horizon} actions; the network cannot be told "
+            "that a frame is missing at the ends of a clip"
+        )
     try:
         return IDMConfig(
             windows=WindowConfig(

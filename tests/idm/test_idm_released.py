@@ -166,6 +166,12 @@ def test_three_views_stand_in_a_grid_and_two_have_no_known_place(tmp_path):
         load(released(tmp_path / "two", metadata(views=2), None))
 
 
+def test_frames_that_a_clip_may_lack_are_refused_by_name(tmp_path):
+    video = {"delta_indices": [-8, 0, 16], "modality_keys": ["video.ego_view"]}
+    with pytest.raises(DataError, match="reach past its 16 actions"):
+        load(released(tmp_path / "idm", conf={"modality_configs": {"gr1": {"video": video}}}))
+
+
 def test_normalisers_are_those_of_each_key(tmp_path):
     steps = [
         {
