@@ -26,6 +26,8 @@ SLOTS = {"gr1": 24, "franka": 17, "so100": 26, "robocasa_panda_omron": 13, "new_
 _SEQUENCE = 112
 """Length to which the release pads visual tokens."""
 _CROP, _RESIZED_PX = 0.95, 224
+_MOST = 4096
+"""Pixels and tokens past which a configuration is no honest one."""
 _ROTATIONS = {
     "rotation_6d": (6, 1.0),
     "quaternion": (4, 1.0),
@@ -89,7 +91,13 @@ def read_recipe(folder: str, horizon: int) -> Recipe:
     for part in parts.values():
         slots |= part.slots
         bodies |= part.bodies
-    return next(iter(parts.values()))._replace(slots=slots, bodies=bodies)
+    found = next(iter(parts.values()))
+    if not (0 < found.crop <= 1 and 0 < found.resized_px <= _MOST and 0 < found.sequence <= _MOST):
+        raise DataError(
+            f"'{folder}', conf.yaml: a crop of {found.crop}, pictures of {found.resized_px} px or sequences of "
+            f"{found.sequence} tokens are out of range"
+        )
+    return found._replace(slots=slots, bodies=bodies)
 
 
 def _conf(folder: str) -> Plain:

@@ -261,11 +261,6 @@ def judge(e: IDMEvaluation) -> tuple[Literal["good", "weak", "broken"], list[str
     broken = []
     if e.r2.mean is None or e.r2.mean <= 0:
         broken.append(f"no better than the mean action (error {e.error:.4f}, mean action {e.baseline_error:.4f})")
-    if e.foreign > _FOREIGN:
-        broken.append(
-            f"{e.foreign:.0%} of the true actions lie far outside the model's statistics: statistics of another robot, "
-            "or other units"
-        )
     if e.lag:
         broken.append(f"labels come {e.lag} steps late: check times and rates")
     ratios = [(name, i, r) for name, all_ in e.std_ratio.items() for i, r in enumerate(all_) if r is not None]
@@ -274,6 +269,11 @@ def judge(e: IDMEvaluation) -> tuple[Literal["good", "weak", "broken"], list[str
         for name, i, r in ratios
         if not 0.7 <= r <= 1.3
     ]
+    if e.foreign > _FOREIGN:
+        weak.append(
+            f"{e.foreign:.0%} of the true actions lie far outside what training showed: statistics of another robot, "
+            "other units, or episodes unlike the training ones"
+        )
     if not 0.8 <= e.coverage <= 0.97:
         weak.append(f"action_std is off: its 90 % interval holds {e.coverage:.0%} of the true values")
     told = {

@@ -172,6 +172,15 @@ def test_frames_that_a_clip_may_lack_are_refused_by_name(tmp_path):
         load(released(tmp_path / "idm", conf={"modality_configs": {"gr1": {"video": video}}}))
 
 
+def test_sizes_out_of_range_are_refused_by_name(tmp_path):
+    conf = {
+        "modality_configs": {"gr1": {}},
+        "all_transforms": {"gr1": {"transforms": [{"max_sequence_length": 10**9}]}},
+    }
+    with pytest.raises(DataError, match="sequences of 1000000000 tokens"):
+        load(released(tmp_path / "idm", conf=conf))
+
+
 def test_normalisers_are_those_of_each_key(tmp_path):
     steps = [
         {
