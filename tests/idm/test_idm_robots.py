@@ -23,6 +23,7 @@ from pyramid.sim import SimConfig, make_dataset
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.timeout(1800)
 def test_tiny_reads_metaworlds_actions_from_25_episodes(tmp_path):
     data = str(tmp_path / "data")
     make_dataset(data, SimConfig(tasks=("push-v3",), n_hand=0, n_generated=0, n_robot=50, action_noise=0.0, seed=2000))
