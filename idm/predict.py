@@ -15,7 +15,7 @@ from torch import Tensor
 
 from idm.config import WindowConfig
 from idm.joining import JoinRule
-from idm.model import Confidence, InverseDynamicsModel
+from idm.model import Confidence, Predictor
 from idm.other_rates import FrameTimes
 from idm.windows import Votes, vote, window_frames, window_starts
 from pyramid.nn.transfer import on_device, pass_rows
@@ -56,7 +56,7 @@ class ClipActions(NamedTuple):
 
 @torch.inference_mode()
 def predict_chunks(
-    model: InverseDynamicsModel, clips: Sequence[ClipInput], windows: WindowConfig, embodiment: str
+    model: Predictor, clips: Sequence[ClipInput], windows: WindowConfig, embodiment: str
 ) -> list[list[tuple[int, int, Chunks]]]:
     """Predicts every window of clips, in passes of one constant shape filled across them; looks once at each frame.
 
@@ -127,7 +127,7 @@ def _states(windows: Sequence[_Window]) -> Tensor:
     return torch.from_numpy(np.stack([unknown if window.state is None else window.state for window in windows]))
 
 
-def _looked(model: InverseDynamicsModel, frames: Tensor, device: torch.device) -> Tensor:
+def _looked(model: Predictor, frames: Tensor, device: torch.device) -> Tensor:
     parts, size = [], pass_rows(device)
     for at in range(0, len(frames), size):
         part = frames[at : at + size]
@@ -137,14 +137,14 @@ def _looked(model: InverseDynamicsModel, frames: Tensor, device: torch.device) -
 
 
 def predict_clip(
-    model: InverseDynamicsModel, clip: ClipInput, windows: WindowConfig, embodiment: str, rule: JoinRule | None = None
+    model: Predictor, clip: ClipInput, windows: WindowConfig, embodiment: str, rule: JoinRule | None = None
 ) -> ClipActions:
     """Labels the steps of one clip; see `predict_clips`."""
     return predict_clips(model, [clip], windows, embodiment, rule)[0]
 
 
 def predict_clips(
-    model: InverseDynamicsModel,
+    model: Predictor,
     clips: Sequence[ClipInput],
     windows: WindowConfig,
     embodiment: str,

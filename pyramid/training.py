@@ -222,6 +222,14 @@ class _StepLoader(DataLoader[Any]):
         return super().__iter__()
 
 
+class _Average(EMAWeightAveraging):
+    """A moving average of the weights that is the model in the end, also of a run with no step left to do."""
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        """Hands the average over again: without a step, Lightning ends the fit but not the training."""
+        self.on_train_end(trainer, module)
+
+
 class _Watch(Callback):
     """Writes the checkpoint to resume from, shows progress and pictures."""
 
@@ -339,7 +347,7 @@ def _fit(
     with Progress(label, config.max_steps, "samples") as progress:
         watch = _Watch(checkpoint, progress, config.checkpoint_every, journal)
         # Buffers (codebooks that are averages themselves, counts) are copied, not averaged.
-        averaging = [EMAWeightAveraging(decay=config.ema_decay, use_buffers=False)] if config.ema_decay else []
+        averaging = [_Average(decay=config.ema_decay, use_buffers=False)] if config.ema_decay else []
         trainer = lightning.Trainer(
             max_steps=config.max_steps,
             accelerator="auto",
