@@ -104,6 +104,12 @@ class BackboneConfig:
             raise ValueError(f"kv_heads {kv_heads} and deepstack {self.deepstack} do not fit the other sizes")
 
 
+Compatibility = Literal["none", "n1", "n1_5", "n1_6", "n1_7"]
+"""What a head does in the way of a release: "none" masks whatever is padding. All releases let the self-attention over
+context tokens and over actions see padding; those without `HeadConfig.alternate` let cross-attention see it, too. They
+do not clamp time buckets, they train on the padded values of actions, N1.6 and N1.7 add 1e-6 to the loss's count."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """System 1: a diffusion transformer that turns noise into an action chunk by flow matching."""
@@ -118,6 +124,8 @@ class HeadConfig:
     """Width of the tokens that leave the transformer, and of the hidden layer in the embodiment MLPs, >= 1."""
     dropout: float = 0.0
     """Dropout in the transformer while training, in [0, 1)."""
+    interleave: bool = True
+    """Odd blocks attend to state and action themselves (all releases do); else every block attends to the backbone."""
     context_norm: bool = True
     """Layer norm on the backbone's tokens (N1.5 and later; N1 has none)."""
     context_layers: int = 0
@@ -126,6 +134,10 @@ class HeadConfig:
     """Attention heads in those blocks, a divisor of the backbone's width."""
     future_tokens: int = 0
     """Learned tokens between state and action, for FLARE (arXiv 2505.15659), >= 0 (32 in N1.5)."""
+    alternate: bool = False
+    """Cross-attention blocks look at text and at image tokens in turn (AlternateVLDiT of N1.6 and N1.7), not at all."""
+    text_every: int = 2
+    """With `alternate`: of the cross-attention blocks, each that is a multiple of this looks at text, >= 1."""
     max_horizon: int = 64
     """Longest action chunk, in steps (latent actions: in tokens), >= 1."""
     sample_steps: int = 4
@@ -133,11 +145,20 @@ class HeadConfig:
     time_rule: TimeRule = "n1_6"
     """How flow times are drawn in training: "n1" (N1, N1.5) or "n1_6" (N1.6, N1.7)."""
     state_dropout: float = 0.0
-    """Share of training samples whose state is replaced by the learned token for an unknown state, in [0, 1)."""
+    """Share of training samples whose state is replaced by the token for an unknown state, in [0, 1)."""
+    unknown_state: Literal["learned", "zeros"] = "learned"
+    """Token of an unknown state: learned (as in N1.6), or zeros (as in N1.7)."""
+    state_history: int = 1
+    """States that are encoded, the last one being the present, >= 1 (2 for some robots in N1.7)."""
+    compatibility: Compatibility = "none"
+    """Reproduce a published version also where it differs from what is right: see `Compatibility`."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.layers, self.heads, self.hidden, self.context_heads, self.max_horizon)
-        if min(*sizes, self.sample_steps) < 1 or min(self.context_layers, self.future_tokens) < 0:
+        if (
+            min(*sizes, self.sample_steps, self.text_every, self.state_history) < 1
+            or min(self.context_layers, self.future_tokens) < 0
+        ):
             raise ValueError(f"sizes must be at least 1 (context_layers and future_tokens at least 0), got {self}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width must be even and a multiple of heads, got {self.width} and {self.heads}")

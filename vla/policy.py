@@ -58,7 +58,7 @@ class Policy(nn.Module):
         self.config = config
         self.processor = Processor(tokenizer, config.backbone.max_text_tokens, bodies)
         self.backbone = backbone
-        self.head = build_action_head(config.head, backbone.width, self.embodiments)
+        self.head = build_action_head(config.head, backbone.width, self.embodiments, backbone.image_spans)
         size = config.backbone
         backbone.set_trainable(frozen=size.frozen, top_layers=size.tune_top_layers, vision=size.tune_vision)
 
@@ -78,7 +78,9 @@ class Policy(nn.Module):
             Context float [B, L, C] and its mask bool [B, L].
         """
         ids, mask = (t.to(images.device) for t in self.processor.text(texts, trim=True))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone.trains):
+        # Adapters train in a frozen backbone, too.
+        trains = any(p.requires_grad for p in self.backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             context, context_mask = self.backbone(images, ids, mask)
         return context, context_mask
 
