@@ -36,6 +36,9 @@ class BackboneConfig:
     """Of a frozen backbone, train this many topmost language layers all the same, >= 0 (4 in N1.6)."""
     tune_vision: bool = False
     """Of a frozen backbone, train vision tower and projector all the same."""
+    cache_features: bool = False
+    """In training, keep what a wholly frozen backbone says of a sample in the user's cache folder, and read it there the
+    next time: about 4 bytes times context tokens times width a sample. Pictures that are changed at random never recur."""
     tap_layer: int = 3
     """Language layer whose output (before any final norm) is handed on, >= 1; the layers above it are dropped."""
     max_text_tokens: int = 64
@@ -86,6 +89,8 @@ class BackboneConfig:
             raise ValueError(f"tune_top_layers, project_width, deepstack >= 0 and rope_theta > 0 needed, got {self}")
         if not self.frozen and (self.tune_top_layers or self.tune_vision):
             raise ValueError("tune_top_layers and tune_vision say what of a frozen backbone trains: set frozen=true")
+        if self.cache_features and (not self.frozen or self.tune_top_layers or self.tune_vision):
+            raise ValueError("cache_features needs a backbone of which nothing trains: frozen=true, nothing tuned")
         if self.tune_top_layers > self.tap_layer:
             raise ValueError(f"tune_top_layers {self.tune_top_layers} is more than tap_layer {self.tap_layer}")
         self._check_fresh()

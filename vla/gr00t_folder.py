@@ -2,7 +2,7 @@
 
 The sizes of the backbone are not in the checkpoints of N1 and N1.5 (they are in the publisher's repository), so they
 come from a preset or the caller; every weight has to fit them. Facts are those of the public configurations and code of
-N1, N1.5 and N1.7; of N1.6 only the head is read (`vla.gr00t.read_head`), since the parts of its backbone are not public.
+N1, N1.5 and N1.7. Of N1.6 only the head is read (`vla.gr00t.read_head`): the code of its backbone is not free.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ def read_folder(folder: str) -> PublishedFolder:
         raise DataError(f"'{folder}' has no weights of the {'backbone' if head else 'action head'}")
     version = read_sizes(head_config, head)[0].compatibility
     tap = config.get("backbone_cfg", config).get("select_layer")
-    return PublishedFolder(
-        version, dict(head_config), head, backbone, tap if isinstance(tap, int) and tap > 0 else None
-    )
+    known = tap if isinstance(tap, int) and tap > 0 else None
+    return PublishedFolder(version, dict(head_config), head, backbone, known)
 
 
 def read_policy(
@@ -103,7 +102,7 @@ def read_policy(
     """
     found = read_folder(folder)
     if found.version not in _PRESETS:
-        raise DataError(f"'{folder}' is of version {found.version}, whose backbone is not public")
+        raise DataError(f"'{folder}' is of version {found.version}, whose backbone is none of the families here")
     head_config, bodies, width = read_sizes(found.head_config, found.head)
     sizes = backbone or resolve(VLAConfig, _PRESETS[found.version]).policy.backbone
     if found.tap_layer is not None and found.tap_layer != sizes.tap_layer:
