@@ -37,8 +37,8 @@ class BackboneConfig:
     tune_vision: bool = False
     """Of a frozen backbone, train vision tower and projector all the same."""
     cache_features: bool = False
-    """In training, keep what a wholly frozen backbone says of a sample in the user's cache folder, and read it there the
-    next time: about 4 bytes times context tokens times width a sample. Pictures that are changed at random never recur."""
+    """In training, keep what a wholly frozen backbone says of a sample in the user's cache folder and read it there the
+    next time: 4 bytes times context tokens times width a sample. Pictures changed at random never recur."""
     tap_layer: int = 3
     """Language layer whose output (before any final norm) is handed on, >= 1; the layers above it are dropped."""
     max_text_tokens: int = 64
