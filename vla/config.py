@@ -18,46 +18,101 @@ __all__ = ["BackboneConfig", "HeadConfig", "PolicyConfig", "VLAConfig"]
 class BackboneConfig:
     """System 2: a vision-language model whose hidden states the action head attends to."""
 
-    kind: Literal["llava"] = "llava"
-    """Family of the model: a vision tower, a projector and a causal language model, as Llava arranges them."""
+    kind: Literal["llava", "smolvlm", "qwen3_vl", "eagle"] = "llava"
+    """Family of the model: Llava, SmolVLM or Idefics3, Qwen3-VL (also Cosmos-Reason2), Eagle (N1, N1.5)."""
     pretrained: str | None = None
-    """Folder or Hub repository of published weights; None makes a small fresh SigLIP + Llama from the sizes below."""
+    """Folder or Hub repository of published weights; None makes a fresh model of the family from the sizes below."""
     revision: str | None = None
     """Commit of the Hub repository, 40 hex digits; required for one, since a branch name can change its content."""
     local_files_only: bool = False
     """Never ask the network: a Hub repository must already be in the local cache."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or folder or repository that has one; None for the model's own (fresh: one token a byte)."""
+    layout: Literal["plain", "chat"] = "plain"
+    """Token sequence: views and text alone, or the family's chat turn around them (needs the family's tokenizer)."""
     frozen: bool = False
     """Keep the backbone's weights as they are and train the action head alone."""
+    tune_top_layers: int = 0
+    """Of a frozen backbone, train this many topmost language layers all the same, >= 0 (4 in N1.6)."""
+    tune_vision: bool = False
+    """Of a frozen backbone, train vision tower and projector all the same."""
+    cache_features: bool = False
+    """In training, keep what a wholly frozen backbone says of a sample in the user's cache folder and read it there the
+    next time: 4 bytes times context tokens times width a sample. Pictures changed at random never recur."""
     tap_layer: int = 3
     """Language layer whose output (before any final norm) is handed on, >= 1; the layers above it are dropped."""
     max_text_tokens: int = 64
-    """Length that texts are padded or cut to, in tokens, >= 1."""
+    """Length that texts are padded or cut to, in tokens, >= 1; a chat layout's own words count."""
     n_views: int = 1
     """Camera views per observation, >= 1."""
     image_size_px: int = 64
-    """Height and width of a view in pixels; for published weights the size that their vision tower takes."""
+    """Height and width of a view in pixels; for published weights a size that their vision tower takes."""
     patch_px: int = 8
     """Patch of a fresh vision tower in pixels, a divisor of the image size."""
+    merge: int = 2
+    """Side of the square of patches that a fresh model makes one token of, >= 1 (not Llava's, which keeps them all)."""
     vision_width: int = 128
-    """Width of a fresh vision tower, a multiple of `attention_heads`."""
+    """Width of a fresh vision tower, a multiple of its heads."""
     vision_layers: int = 2
     """Layers of a fresh vision tower, >= 1."""
+    vision_heads: int | None = None
+    """Attention heads of a fresh vision tower, >= 1; None for `attention_heads`."""
+    vision_ffn: int | None = None
+    """Width inside its feed-forward layers, >= 1; None for four times its width."""
+    vision_positions: int | None = None
+    """Qwen3-VL: learned positions of a fresh tower, a square number; None for one a patch (published: 2304)."""
+    deepstack: tuple[int, ...] = ()
+    """Qwen3-VL: layers of a fresh tower whose output joins the first language layers, from 0 (published: 5, 11, 17)."""
+    language: Literal["llama", "qwen2", "qwen3"] = "llama"
+    """Eagle: kind of a fresh language model."""
     text_width: int = 128
     """Width of a fresh language model, a multiple of `attention_heads`."""
+    text_ffn: int | None = None
+    """Width inside its feed-forward layers, >= 1; None for three times its width."""
     attention_heads: int = 4
-    """Attention heads of both fresh towers, >= 1."""
+    """Attention heads of a fresh language model, >= 1."""
+    kv_heads: int | None = None
+    """Its key and value heads, a divisor of `attention_heads`; None for as many."""
+    vocab_size: int | None = None
+    """Its vocabulary, in tokens; None for the tokenizer's, which is also the least."""
+    rope_theta: float = 10000.0
+    """Base of its rotary positions, > 0."""
+    project_width: int = 0
+    """Eagle: width of a linear layer after the tapped one, >= 0 (1536 in N1; 0 = none)."""
 
     def __post_init__(self) -> None:
-        sizes = (self.tap_layer, self.max_text_tokens, self.n_views, self.patch_px, self.vision_layers)
-        if min(*sizes, self.attention_heads) < 1:
+        optional = (self.vision_heads, self.vision_ffn, self.vision_positions, self.text_ffn, self.kv_heads)
+        sizes = (self.tap_layer, self.max_text_tokens, self.n_views, self.patch_px, self.vision_layers, self.merge)
+        if min(*sizes, self.attention_heads, *(size for size in optional if size is not None)) < 1:
             raise ValueError(f"layers, tokens, views, patch and heads must be at least 1, got {self}")
-        if self.image_size_px < 1 or (self.pretrained is None and self.image_size_px % self.patch_px):
-            raise ValueError(f"image_size_px {self.image_size_px} is not a multiple of patch_px {self.patch_px}")
-        if self.vision_width % self.attention_heads or self.text_width % (2 * self.attention_heads):
+        if min(self.tune_top_layers, self.project_width, *self.deepstack, 0) < 0 or self.rope_theta <= 0:
+            raise ValueError(f"tune_top_layers, project_width, deepstack >= 0 and rope_theta > 0 needed, got {self}")
+        if not self.frozen and (self.tune_top_layers or self.tune_vision):
+            raise ValueError("tune_top_layers and tune_vision say what of a frozen backbone trains: set frozen=true")
+        if self.cache_features and (not self.frozen or self.tune_top_layers or self.tune_vision):
+            raise ValueError("cache_features needs a backbone of which nothing trains: frozen=true, nothing tuned")
+        if self.tune_top_layers > self.tap_layer:
+            raise ValueError(f"tune_top_layers {self.tune_top_layers} is more than tap_layer {self.tap_layer}")
+        self._check_fresh()
+
+    def _check_fresh(self) -> None:
+        step = self.patch_px * (1 if self.kind == "llava" else self.merge)
+        if self.image_size_px < 1 or (self.pretrained is None and self.image_size_px % step):
+            raise ValueError(f"image_size_px {self.image_size_px} is not a multiple of patch_px (times merge), {step}")
+        vision_heads, kv_heads = self.vision_heads or self.attention_heads, self.kv_heads or self.attention_heads
+        if self.vision_width % vision_heads or self.text_width % (2 * self.attention_heads):
             raise ValueError(
-                f"vision_width {self.vision_width} must be a multiple of attention_heads {self.attention_heads}, and "
-                f"text_width {self.text_width} of twice that (rotary positions need an even head width)"
+                f"vision_width {self.vision_width} must be a multiple of its heads {vision_heads}, and "
+                f"text_width {self.text_width} of twice {self.attention_heads} (rotary positions need even heads)"
             )
+        if self.attention_heads % kv_heads or any(layer >= self.vision_layers for layer in self.deepstack):
+            raise ValueError(f"kv_heads {kv_heads} and deepstack {self.deepstack} do not fit the other sizes")
+
+
+Compatibility = Literal["none", "n1", "n1_5", "n1_6", "n1_7"]
+"""What a head does in the way of a release: "none" masks whatever is padding. All releases let the self-attention over
+context tokens and over actions see padding; those without `HeadConfig.alternate` let cross-attention see it, too. They
+do not clamp time buckets, they train on the padded values of actions, N1.6 and N1.7 add 1e-6 to the loss's count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +129,8 @@ class HeadConfig:
     """Width of the tokens that leave the transformer, and of the hidden layer in the embodiment MLPs, >= 1."""
     dropout: float = 0.0
     """Dropout in the transformer while training, in [0, 1)."""
+    interleave: bool = True
+    """Odd blocks attend to state and action themselves (all releases do); else every block attends to the backbone."""
     context_norm: bool = True
     """Layer norm on the backbone's tokens (N1.5 and later; N1 has none)."""
     context_layers: int = 0
@@ -82,6 +139,10 @@ class HeadConfig:
     """Attention heads in those blocks, a divisor of the backbone's width."""
     future_tokens: int = 0
     """Learned tokens between state and action, for FLARE (arXiv 2505.15659), >= 0 (32 in N1.5)."""
+    alternate: bool = False
+    """Cross-attention blocks look at text and at image tokens in turn (AlternateVLDiT of N1.6 and N1.7), not at all."""
+    text_every: int = 2
+    """With `alternate`: of the cross-attention blocks, each that is a multiple of this looks at text, >= 1."""
     max_horizon: int = 64
     """Longest action chunk, in steps (latent actions: in tokens), >= 1."""
     sample_steps: int = 4
@@ -89,11 +150,20 @@ class HeadConfig:
     time_rule: TimeRule = "n1_6"
     """How flow times are drawn in training: "n1" (N1, N1.5) or "n1_6" (N1.6, N1.7)."""
     state_dropout: float = 0.0
-    """Share of training samples whose state is replaced by the learned token for an unknown state, in [0, 1)."""
+    """Share of training samples whose state is replaced by the token for an unknown state, in [0, 1)."""
+    unknown_state: Literal["learned", "zeros"] = "learned"
+    """Token of an unknown state: learned (as in N1.6), or zeros (as in N1.7)."""
+    state_history: int = 1
+    """States that are encoded, the last one being the present, >= 1 (2 for some robots in N1.7)."""
+    compatibility: Compatibility = "none"
+    """Reproduce a published version also where it differs from what is right: see `Compatibility`."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.layers, self.heads, self.hidden, self.context_heads, self.max_horizon)
-        if min(*sizes, self.sample_steps) < 1 or min(self.context_layers, self.future_tokens) < 0:
+        if (
+            min(*sizes, self.sample_steps, self.text_every, self.state_history) < 1
+            or min(self.context_layers, self.future_tokens) < 0
+        ):
             raise ValueError(f"sizes must be at least 1 (context_layers and future_tokens at least 0), got {self}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width must be even and a multiple of heads, got {self.width} and {self.heads}")

@@ -25,6 +25,7 @@ from pyramid.types import Embodiment
 from vla.action_head import PreparedContext, build_action_head
 from vla.backbone import Backbone, build_backbone, restore_backbone
 from vla.config import PolicyConfig
+from vla.features import FeatureCache
 from vla.observation import initial_noise, read_observation
 from vla.processor import BodyStatistics, Processor
 from vla.text import tokenizer_from_json, tokenizer_to_json
@@ -69,20 +70,16 @@ class Policy(nn.Module):
         _check_views(config.backbone.n_views, bodies)
         self.processor = Processor(tokenizer, config.backbone.max_text_tokens, bodies)
         self.backbone = backbone
-        self.head = build_action_head(config.head, backbone.width, {n: e.network for n, e in self.embodiments.items()})
-        self.backbone.requires_grad_(not config.backbone.frozen)
+        networks = {name: embodiment.network for name, embodiment in self.embodiments.items()}
+        self.head = build_action_head(config.head, backbone.width, networks, backbone.image_spans)
+        self._features = FeatureCache(backbone)
+        size = config.backbone
+        backbone.set_trainable(frozen=size.frozen, top_layers=size.tune_top_layers, vision=size.tune_vision)
 
     @property
     def embodiments(self) -> dict[str, Embodiment]:
         """The declared embodiments by name."""
         return {name: body.embodiment for name, body in self.processor.bodies.items()}
-
-    def train(self, mode: bool = True) -> Policy:
-        """Switches training mode; a frozen backbone stays in evaluation mode."""
-        super().train(mode)
-        if self.config.backbone.frozen:
-            self.backbone.eval()
-        return self
 
     def encode(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Runs System 2.
@@ -95,7 +92,11 @@ class Policy(nn.Module):
             Context float [B, L, C] and its mask bool [B, L].
         """
         ids, mask = (t.to(images.device) for t in self.processor.text(texts, trim=True))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.backbone.frozen):
+        # Adapters train in a frozen backbone, too.
+        trains = any(p.requires_grad for p in self.backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            if self.config.backbone.cache_features and self.training and not trains:
+                return self._features.encode(images, ids, mask)
             context, context_mask = self.backbone(images, ids, mask)
         return context, context_mask
 

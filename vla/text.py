@@ -51,12 +51,23 @@ def encode_texts(
     ids = np.zeros((len(texts), length), np.int64)
     mask = np.zeros((len(texts), length), np.bool_)
     for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
-        if len(encoding.ids) > length:
-            logger.warning("text of %d tokens is cut to %d: %.60r", len(encoding.ids), length, texts[row])
-        tokens = encoding.ids[:length]
+        tokens = encoding.ids
+        if len(tokens) > length:
+            logger.warning("text of %d tokens is cut to %d: %.60r", len(tokens), length, texts[row])
+            tokens = _cut(tokenizer, texts[row], length)
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return ids, mask
+
+
+def _cut(tokenizer: Tokenizer, text: str, length: int) -> list[int]:
+    """Cuts the text and keeps what the tokenizer puts around it, such as the end of a chat's turn."""
+    around = tokenizer.encode("").ids
+    if len(around) >= length:
+        return list(tokenizer.encode(text).ids[:length])
+    inner = tokenizer.encode(text, add_special_tokens=False)
+    inner.truncate(length - len(around))
+    return list(tokenizer.post_process(inner).ids)
 
 
 def tokenizer_to_json(tokenizer: Tokenizer) -> str:
