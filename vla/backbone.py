@@ -79,21 +79,28 @@ class Backbone(nn.Module):
         Returns:
             Context float [B, L, W] (output of the tapped layer, before any final norm), and its mask bool [B, L].
         """
-        tokens = self._view_tokens(images)
+        pixels = images.flatten(0, 1).permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
+        (found,) = self.view_tokens((pixels - self.mean) / self.std)
+        tokens = found.unflatten(0, images.shape[:2]).flatten(1, 2)
         text = self.model.get_input_embeddings()(text_ids)
         embedded = torch.cat([text[:, :1], tokens, text[:, 1:]], dim=1)
         seen = torch.ones_like(tokens[:, :, 0], dtype=torch.bool)
         mask = torch.cat([text_mask[:, :1], seen, text_mask[:, 1:]], dim=1)
         return self.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state, mask
 
-    def _view_tokens(self, images: Tensor) -> Tensor:
-        pixels = images.flatten(0, 1).permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
-        tower = self.model.vision_tower((pixels - self.mean) / self.std, output_hidden_states=True, return_dict=True)
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The language layers that are left, in order."""
+        return self.model.language_model.layers  # type: ignore[no-any-return]
+
+    def view_tokens(self, pixels: Tensor) -> list[Tensor]:
+        """Returns views' tokens, float [B V, N, W], alone in a list, from normalised pixels float [B V, 3, H, W]."""
+        tower = self.model.vision_tower(pixels, output_hidden_states=True, return_dict=True)
         layers = self.model.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
         skip = 1 if self.model.config.vision_feature_select_strategy == "default" else 0  # the class token
         chosen = torch.cat([tower.hidden_states[layer][:, skip:] for layer in layers], dim=-1)
-        return self.model.multi_modal_projector(chosen).unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
+        return [self.model.multi_modal_projector(chosen)]
 
 
 def build_backbone(config: BackboneConfig) -> tuple[Backbone, Tokenizer]:

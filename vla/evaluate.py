@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.rng import torch_generator
-from vla.losses import encode_groups
+from vla.objectives.flow import encode_groups
 from vla.policy import Policy
 
 if TYPE_CHECKING:

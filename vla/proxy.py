@@ -27,7 +27,8 @@ from pyramid.progress import say
 from pyramid.rng import rng, seed_of, torch_generator
 from pyramid.types import Split
 from vla.config import VLAConfig
-from vla.losses import batch_loss, encode_groups, group_error
+from vla.objectives.flow import encode_groups, group_error
+from vla.objectives.total import batch_loss
 from vla.policy import Policy, build_policy
 from vla.processor import read_bodies
 from vla.train import VLAModule
@@ -257,7 +258,9 @@ def _joined(groups: Sequence[Group], device: torch.device) -> Group:
     values: dict[str, Any] = {}
     for field in fields(groups[0]):
         parts = [getattr(group, field.name) for group in groups]
-        if isinstance(parts[0], Tensor):
+        if any(part is None for part in parts):  # What is not known of all is not told.
+            values[field.name] = None
+        elif isinstance(parts[0], Tensor):
             values[field.name] = torch.cat(parts).to(device)
         elif isinstance(parts[0], tuple):
             values[field.name] = tuple(item for part in parts for item in part)

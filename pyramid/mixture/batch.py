@@ -68,6 +68,16 @@ class Group:
     """Where the actions come from, B: ``action``, or the folder of the label run."""
     replaced: tuple[bool, ...] = ()
     """Whether the sample stands in for one that could not be read, B."""
+    future: Tensor | None = None
+    """uint8 [B, V, H, W, 3], RGB: the views ``future_s`` later; 0 where unknown. None when the mixture reads none."""
+    future_known: Tensor | None = None
+    """bool [B]: False where the clip ends before."""
+    action_std: Tensor | None = None
+    """float32 [B, T, D], physical units: how far the votes of pseudo-actions lie apart; None where nobody says."""
+    recon_gain: Tensor | None = None
+    """float32 [B]: how much latent actions help the reconstruction; None where nobody says."""
+    codes: Tensor | None = None
+    """int64 [B, C]: codes of latent actions; None where there are none."""
 
 
 Batch = list[Group]
@@ -100,6 +110,8 @@ class Loaded:
     """uint8 [H, W, 3], RGB."""
     replaced: bool
     """Whether the clip is another than the one asked for."""
+    future: NDArray[np.uint8] | None = None
+    """uint8 [H, W, 3], RGB: the frame ``future_s`` later, if it was asked for and the clip has it."""
 
 
 class MixtureStream:
@@ -230,7 +242,9 @@ class MixtureStream:
         for attempt in range(_TRIES):
             clip, step = source.locate(item)
             try:
-                return Loaded(drawn, clip, *source.read(clip, step), attempt > 0)
+                chunk, image = source.read(clip, step)
+                future = source.future(clip, step) if self.spec.future_s else None
+                return Loaded(drawn, clip, chunk, image, attempt > 0, future)
             except DataError as error:
                 source.check_shard(clip)
                 self._count_bad(source, error)
@@ -255,9 +269,10 @@ class MixtureStream:
         action = np.stack([one.chunk.action for one in loaded])
         mask = np.stack([one.chunk.mask for one in loaded])
         state = np.stack([one.chunk.state for one in loaded])
+        future, quality = self._future(loaded), _quality(loaded)
         return Group(
             embodiment=loaded[0].drawn.source.embodiment.name,
-            images=torch.stack([self._views(one) for one in loaded]),
+            images=torch.stack([self._views(one, one.image) for one in loaded]),
             text=tuple(one.drawn.source.clips.text(one.clip) for one in loaded),
             state=torch.from_numpy(state),
             state_known=torch.full((len(loaded),), state.shape[1] > 0),
@@ -270,14 +285,32 @@ class MixtureStream:
             position=torch.tensor([one.drawn.position for one in loaded]),
             label=tuple(one.drawn.source.label_of(one.clip) for one in loaded),
             replaced=tuple(one.replaced for one in loaded),
+            future=future,
+            future_known=None if future is None else torch.tensor([one.future is not None for one in loaded]),
+            action_std=quality.get("action_std"),
+            recon_gain=quality.get("recon_gain"),
+            codes=quality.get("codes"),
         )
 
-    def _views(self, one: Loaded) -> Tensor:
+    def _future(self, loaded: Sequence[Loaded]) -> Tensor | None:
+        """Returns later frames, uint8 [B, V, H, W, 3], 0 where unknown; varied like those they follow."""
+        if not self.spec.future_s:
+            return None
+        blank = np.zeros_like(loaded[0].image)
+        return torch.stack([self._views(one, blank if one.future is None else one.future) for one in loaded])
+
+    def _views(self, one: Loaded, image: NDArray[np.uint8]) -> Tensor:
         """Returns the views of a sample, uint8 [V, H, W, 3], varied in training."""
-        views = torch.from_numpy(np.ascontiguousarray(one.image))[None]
+        views = torch.from_numpy(np.ascontiguousarray(image))[None]
         if self.split != "train":
             return views
         return augment(views, self.spec.augment, self.spec.seed, one.drawn.position)
+
+
+def _quality(loaded: Sequence[Loaded]) -> dict[str, Tensor]:
+    """Stacks what labelers say of the labels, as far as it is known of every sample."""
+    names = set.intersection(*(set(one.chunk.quality) for one in loaded))
+    return {n: torch.from_numpy(np.stack([one.chunk.quality[n] for one in loaded])) for n in sorted(names)}
 
 
 def open_mixture(

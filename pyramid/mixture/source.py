@@ -6,7 +6,8 @@ read when an item of theirs is drawn. Statistics are left to `pyramid.mixture.st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +40,8 @@ class Chunk:
     """bool [H]: False past the end of the clip, and where the filter refuses a label."""
     state: NDArray[np.float32]
     """float32 [S], physical units; S = 0 without proprioception."""
+    quality: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What a labeler says of it: ``action_std`` float32 [H, D], ``recon_gain`` float32 [], ``codes`` int64 [C]."""
 
 
 class Source:
@@ -67,13 +70,18 @@ class Source:
             name, folders, spec.filter, split=split, with_actions=measured, opened=opened, scores=table
         )
         self.labels: Labels | None = None
+        self._future_s, self._rates = mixture.future_s, self.clips.column("rate_hz").astype(np.float64)
         if spec.use == "action":
             self._sizes = self.clips.column("frames").astype(np.int64)
+        elif spec.use == "video":
+            self._sizes = self._frames_with_future()
         else:
             runs = [mixture.path(run) for run in spec.runs()]
             self.labels = Labels(name, self.clips, runs, use=spec.use, spec=spec.filter)
             self._sizes = self.labels.sizes
         self._ends = np.cumsum(self._sizes)
+        self.measured = measured
+        """Whether its actions were measured."""
         self.embodiment = self._embodiment(mixture.horizon)
         self._frames, self._spread = self.clips.column("frames").astype(np.int64), mixture.shuffle_frames
         self.order = ItemOrder(
@@ -105,7 +113,7 @@ class Source:
     def hold(self, frames: int) -> None:
         """Makes room for decoded frames, in place of what there was."""
         gops = [shards.metadata.get("config", {}).get("gop", _GOP) for shards in self.clips.shard_sets]
-        width = 0 if self.labels else self.embodiment.action_dim + self.embodiment.state_dim
+        width = self.embodiment.action_dim + self.embodiment.state_dim if self.measured else 0
         self.cache = ClipCache(len(self.clips), frames, width=width, size_px=self._size_px, gop=max(gops))
 
     @cached_property
@@ -134,6 +142,9 @@ class Source:
     def _embodiment(self, horizon: int) -> Embodiment:
         suffix = "" if self.spec.use == "action" else f"_{self.spec.use}"
         name = self.spec.embodiment or "_".join(self.clips.distinct("embodiment")) + suffix
+        if self.spec.use == "video":
+            rate = 1 / self._future_s
+            return Embodiment(name=name, state_dim=0, action_dim=0, horizon=1, rate_hz=rate, label="video")
         if self.labels is None:
             return self._measured(name, horizon)
         table = self.labels.first_table()
@@ -170,8 +181,8 @@ class Source:
         )
 
     def label_of(self, clip: int) -> str:
-        """Returns where a clip's actions come from: ``action``, or the folder of its label run."""
-        return "action" if self.labels is None else self.labels.runs[int(self.clips.part[clip])]
+        """Returns where a clip's actions come from: ``action``, the folder of its label run, or ``video``: nowhere."""
+        return self.spec.use if self.labels is None else self.labels.runs[int(self.clips.part[clip])]
 
     def locate(self, item: int) -> tuple[int, int]:
         """Returns an item's clip and its step in that clip."""
@@ -219,18 +230,51 @@ class Source:
         Raises:
             DataError: the clip is not what the index says, or its actions are not finite or of another width.
         """
-        frame = step if self.labels is None else self.labels.frame(clip, step)
+        frame = self.frame(clip, step)
         n = min(self.embodiment.horizon, int(self._frames[clip]) - step)
-        found = self.cache.find(clip, frame, step, n if self.labels is None else 0)
+        found = self.cache.find(clip, frame, step, n if self.measured else 0)
         if found is None:
             sample = self.sample(clip)
-            rows = self._measured_rows(sample) if self.labels is None else None
+            rows = self._measured_rows(sample) if self.measured else None
             chunk = self._chunk(clip, step, rows[step : step + n] if rows is not None else None)
             return chunk, self.cache.decode(clip, sample, frame, rows)
-        return self._chunk(clip, step, found[1] if self.labels is None else None), found[0]
+        return self._chunk(clip, step, found[1] if self.measured else None), found[0]
+
+    def frame(self, clip: int, step: int) -> int:
+        """Returns the frame at which a step of a clip starts."""
+        return step if self.labels is None else self.labels.frame(clip, step)
+
+    def future(self, clip: int, step: int) -> NDArray[np.uint8] | None:
+        """Returns the frame ``future_s`` after that of a step, uint8 [H, W, 3], RGB; None past the end of the clip.
+
+        Raises:
+            DataError: the clip is not what the index says.
+        """
+        frame = self.frame(clip, step) + self._ahead(clip)
+        if frame >= self._frames[clip]:
+            return None
+        found = self.cache.find(clip, frame, 0, 0)
+        if found is not None:
+            return found[0]
+        sample = self.sample(clip)
+        return self.cache.decode(clip, sample, frame, self._measured_rows(sample) if self.measured else None)
+
+    def _ahead(self, clip: int) -> int:
+        """Returns how many frames ``future_s`` is in a clip, at least 1."""
+        return max(round(self._future_s * float(self._rates[clip])), 1)
+
+    def _frames_with_future(self) -> NDArray[np.int64]:
+        frames = self.clips.column("frames").astype(np.int64)
+        ahead = np.asarray([self._ahead(clip) for clip in range(len(frames))], np.int64)
+        if not (frames > ahead).any():
+            raise DataError(f"source '{self.name}': none of its clips is longer than future_s: {self._future_s:g} s")
+        return np.maximum(frames - ahead, 0)
 
     def _chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None) -> Chunk:
         body, state = self.embodiment, np.zeros(0, np.float32)
+        if body.label == "video":
+            return Chunk(np.zeros((body.horizon, 0), np.float32), np.zeros(body.horizon, bool), state)
+        quality: dict[str, NDArray[Any]] = {}
         if rows is not None:
             if not np.isfinite(rows[:, : body.action_dim]).all() or not np.isfinite(rows[0]).all():
                 where = f"source '{self.name}': clip {self.clips.key(clip)}"
@@ -238,13 +282,16 @@ class Source:
             values, state, ok = rows[:, : body.action_dim], rows[0, body.action_dim :], np.ones(len(rows), bool)
         else:
             assert self.labels is not None  # noqa: S101
-            values, ok = self.labels.values(clip, step, 1 if body.label == "latent" else body.horizon)
+            n = 1 if body.label == "latent" else body.horizon
+            values, ok = self.labels.values(clip, step, n)
+            quality = self.labels.quality(clip, step, n)
             if body.label == "latent":
-                return Chunk(values[0].reshape(body.horizon, body.action_dim), np.ones(body.horizon, bool), state)
+                latent = values[0].reshape(body.horizon, body.action_dim)
+                return Chunk(latent, np.ones(body.horizon, bool), state, {k: v[0] for k, v in quality.items()})
         action, mask = np.zeros((body.horizon, body.action_dim), np.float32), np.zeros(body.horizon, bool)
         action[: len(values)] = np.where(ok[:, None], values, 0)
         mask[: len(values)] = ok
-        return Chunk(action, mask, state)
+        return Chunk(action, mask, state, {name: _padded(v, body.horizon) for name, v in quality.items()})
 
     def _measured_rows(self, sample: Sample) -> NDArray[np.float32]:
         """Returns actions and states of a clip side by side, float32 [T, D + S]."""
@@ -298,3 +345,8 @@ class Source:
         row: dict[str, Any] = self.clips.row(clip)
         folder = self.clips.shard_sets[int(self.clips.part[clip])].folder
         return files.join(folder, row["shard"]), row["shard_sha256"], row["shard_bytes"]
+
+
+def _padded(rows: NDArray[Any], n: int) -> NDArray[Any]:
+    """Returns rows [m, ...] with zeros after them, [n, ...]."""
+    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)])
