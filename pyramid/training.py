@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyramid import files
 from pyramid.config import provenance
-from pyramid.errors import ConfigError, DataError, InterruptedJobError, PyramidError
+from pyramid.errors import ConfigError, DataError, InterruptedJobError, MissingDependencyError, PyramidError
 from pyramid.nn.checkpoint import CONFIG_FILE, read_model_config, save_model
 from pyramid.progress import Progress, format_seconds
 from pyramid.rng import seed_of, torch_generator
 
 BatchAt = Callable[[int], Any]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class TrainerConfig:
     """Steps between pictures in TensorBoard, for models that draw any; 0: none."""
     threads: int = 0
     """Torch threads; 0 leaves torch's own choice."""
+    wandb: str = ""
+    """Project of Weights & Biases that is told the same as TensorBoard; empty: none. Needs wandb."""
 
     def __post_init__(self) -> None:
         """Refuses values that no training could run with."""
@@ -108,11 +110,14 @@ class TrainResult:
     """Whether a finished model with this very config and data was found."""
     dry_run: bool = False
     """Whether this is only a plan."""
+    notes: tuple[str, ...] = ()
+    """What else there is to say, line by line."""
 
     def __repr__(self) -> str:
         if self.dry_run:
             time_left = f", about {format_seconds(self.seconds)} on this machine" if self.seconds else ""
-            return f"train {self.kind}: {self.steps} steps, {self.parameters:,} parameters{time_left}; nothing written"
+            plan = f"train {self.kind}: {self.steps} steps, {self.parameters:,} parameters{time_left}; nothing written"
+            return "\n  ".join([plan, *self.notes])
         loss = "nothing left to train" if self.loss is None else f"loss {self.loss:.4g}"
         state = "found finished" if self.reused else f"{loss} in {format_seconds(self.seconds)}"
         return f"{self.kind} model: {self.parameters:,} parameters, {self.steps} steps, {state} -> {self.out}"
@@ -130,6 +135,10 @@ class StepModule(lightning.LightningModule):
     def pictures(self, batch: Any) -> dict[str, Tensor]:
         """Returns pictures of a batch for TensorBoard by name, float [3, H, W] in [0, 1]."""
         return {}
+
+    def finished(self) -> nn.Module:
+        """Returns what is saved when training is done."""
+        return self.model
 
     @property
     def step_of_pass(self) -> int:
@@ -273,6 +282,8 @@ def train_model(
     resume: bool = True,
     workers: int = 0,
     journal: StepJournal | None = None,
+    callbacks: Sequence[Callback] = (),
+    announce: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Trains a module to the end of its config and writes the model folder ``out``.
 
@@ -290,6 +301,8 @@ def train_model(
         resume: False starts over.
         workers: processes that make batches; 0 makes them in this one. The number changes nothing but the speed.
         journal: writes down what each step was trained on.
+        callbacks: Lightning callbacks that watch; what they change is not resumed.
+        announce: called before the first step of a run, not when one goes on.
 
     Raises:
         DataError: ``out`` holds a run with another config or other data.
@@ -303,7 +316,10 @@ def train_model(
     start = time.monotonic()
     _claim(Path(out, "lightning"), run, resume)
     loader = _StepLoader(module, batch_at, workers)
-    loss = _fit(module, loader, folder=Path(out, "lightning"), label=f"train {kind}", journal=journal)
+    folder = Path(out, "lightning")
+    if announce is not None and not (folder / "last.ckpt").exists():
+        announce()
+    loss = _fit(module, loader, folder=folder, label=f"train {kind}", journal=journal, callbacks=callbacks)
     module.eval()
     if module.global_rank:  # every rank has the same model, the first one writes it
         return TrainResult(kind, out, steps, parameters, loss, time.monotonic() - start, reused=False)
@@ -311,7 +327,7 @@ def train_model(
         out,
         kind=kind,
         config=source["config"],
-        module=module.model,
+        module=module.finished(),
         provenance={**source, "run": run},
         extra=extra,
     )
@@ -329,7 +345,13 @@ def _finished(out: str, kind: str) -> str | None:
 
 
 def _fit(
-    module: StepModule, loader: DataLoader[Any], *, folder: Path, label: str, journal: StepJournal | None
+    module: StepModule,
+    loader: DataLoader[Any],
+    *,
+    folder: Path,
+    label: str,
+    journal: StepJournal | None,
+    callbacks: Sequence[Callback],
 ) -> float | None:
     config = module.trainer_config
     checkpoint = folder / "last.ckpt"
@@ -351,8 +373,8 @@ def _fit(
             gradient_clip_val=config.grad_clip,
             log_every_n_steps=config.log_every,
             # The average first: a checkpoint holds it.
-            callbacks=[*averaging, watch],
-            logger=TensorBoardLogger(folder.parent, name="logs", version=""),
+            callbacks=[*averaging, watch, *callbacks],
+            logger=_loggers(folder.parent, config),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -370,6 +392,21 @@ def _fit(
             f"{label}: stopped at step {trainer.global_step}; run the same command again to go on from step {kept}"
         )
     return watch.loss if math.isfinite(watch.loss) else None
+
+
+def _loggers(out: Path, config: TrainerConfig) -> list[Any]:
+    """Returns TensorBoard's logger, the first, and that of Weights & Biases if it was asked for."""
+    found: list[Any] = [TensorBoardLogger(out, name="logs", version="")]
+    if config.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        try:
+            found.append(WandbLogger(project=config.wandb, save_dir=str(out)))
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "trainer.wandb needs wandb, which is not installed: pip install wandb"
+            ) from error
+    return found
 
 
 def _step_of(checkpoint: Path) -> int:

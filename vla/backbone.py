@@ -81,7 +81,7 @@ class Backbone(nn.Module):
         """
         pixels = images.flatten(0, 1).permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
         (found,) = self.view_tokens((pixels - self.mean) / self.std)
-        tokens = found.unflatten(0, images.shape[:2]).flatten(1, 2)
+        tokens = found.unflatten(0, images.shape[:2]).flatten(1, 2)  # type: ignore[no-untyped-call]
         text = self.model.get_input_embeddings()(text_ids)
         embedded = torch.cat([text[:, :1], tokens, text[:, 1:]], dim=1)
         seen = torch.ones_like(tokens[:, :, 0], dtype=torch.bool)

@@ -10,6 +10,8 @@ from typing import Literal
 
 from pyramid.nn.flow import TimeRule
 from pyramid.training import TrainerConfig
+from vla.objectives.config import ObjectivesConfig
+from vla.tuning.config import TuneConfig
 
 __all__ = ["BackboneConfig", "HeadConfig", "PolicyConfig", "VLAConfig"]
 
@@ -119,3 +121,7 @@ class VLAConfig:
     """The networks."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Steps, batch size, learning rate and the like."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    """What it is trained for."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Adapters, memory, validation."""

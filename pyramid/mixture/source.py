@@ -268,7 +268,8 @@ class Source:
         ahead = np.asarray([self._ahead(clip) for clip in range(len(frames))], np.int64)
         if not (frames > ahead).any():
             raise DataError(f"source '{self.name}': none of its clips is longer than future_s: {self._future_s:g} s")
-        return np.maximum(frames - ahead, 0)
+        left: NDArray[np.int64] = np.maximum(frames - ahead, 0)
+        return left
 
     def _chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None) -> Chunk:
         body, state = self.embodiment, np.zeros(0, np.float32)

@@ -115,9 +115,15 @@ class Flare(nn.Module):
 
 
 @contextmanager
-def tapped(policy: Policy, layer: int) -> Iterator[list[Tensor]]:
-    """Collects what leaves a block (counted from 1) of the diffusion transformer, float [B, n, W] for each pass."""
+def tapped(policy: Policy, layer: int | None) -> Iterator[list[Tensor]]:
+    """Collects what leaves a block (counted from 1) of the diffusion transformer, float [B, n, W] for each pass.
+
+    None collects nothing.
+    """
     seen: list[Tensor] = []
+    if layer is None:
+        yield seen
+        return
 
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         seen.append(output)

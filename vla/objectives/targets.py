@@ -47,7 +47,7 @@ class Tower(nn.Module):
         (kept,) = self._kept if self.copied is None else (self.copied,)
         pixels = images.flatten(0, 1).permute(0, 3, 1, 2).to(kept.mean.dtype) / 255.0
         tokens = kept.view_tokens((pixels - kept.mean) / kept.std)[0]
-        return tokens.unflatten(0, images.shape[:2]).float()
+        return tokens.reshape(*images.shape[:2], *tokens.shape[1:]).float()
 
     def train(self, mode: bool = True) -> Tower:
         """Stays in evaluation mode."""
@@ -66,9 +66,10 @@ def pool(tokens: Tensor, grid: int) -> Tensor:
             f"objectives.flare.grid is {grid}, but a view has {tokens.shape[2]} tokens; "
             "take a smaller grid, or target: qformer"
         )
-    square = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+    batch, views, _, width = tokens.shape
+    square = tokens.flatten(0, 1).transpose(1, 2).reshape(batch * views, width, side, side)
     pooled = nn.functional.adaptive_avg_pool2d(square, grid)
-    return pooled.flatten(2).transpose(1, 2).unflatten(0, tokens.shape[:2]).flatten(1, 2)
+    return pooled.flatten(2).transpose(1, 2).reshape(batch, views * grid**2, width)
 
 
 class FutureEncoder(nn.Module):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,7 +85,7 @@ class Objectives(nn.Module):
         for group, encoded in zip(batch, encode_groups(policy, batch), strict=True):
             label = _label(policy, group)
             sums.count(group)
-            with tapped(policy, self.config.flare.layer) if self.flare is not None else nullcontext([]) as seen:
+            with tapped(policy, self.config.flare.layer if self.flare is not None else None) as seen:
                 if label != "video":
                     error, count, prepared = group_errors(policy, group, encoded, generator)
                     weight = flow_weights(group, policy.processor.body(group.embodiment), self.config.weights)
