@@ -57,8 +57,7 @@ class Validation(Callback):
 
 
 def _errors(policy: Any, batches: list[list[Group]]) -> dict[str, float]:
-    acting = [[group for group in batch if group.embodiment in policy.embodiments] for batch in batches]
-    scores = evaluate_batches(policy, [batch for batch in acting if batch])
+    scores = evaluate_batches(policy, batches)
     return {f"val/{kind}_{name}": getattr(s, kind) for name, s in scores.items() for kind in ("mae", "r2")}
 
 
