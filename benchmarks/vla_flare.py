@@ -30,7 +30,7 @@ from vla.objectives.total import batch_loss
 from vla.policy import Policy
 from vla.train import train_vla
 
-SIZE_PX, GRID, HORIZON, HZ = 48, 3, 16, 80
+SIZE_PX, GRID, HORIZON, HZ = 32, 2, 16, 80
 BATCH = 16
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"objectives.flare.weight": 0.0},
@@ -38,9 +38,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qformer": {"objectives.flare.weight": 0.2, "objectives.flare.target": "qformer"},
 }
 POLICY: dict[str, Any] = {
-    "policy.backbone.image_size_px": SIZE_PX,
-    "policy.backbone.tap_layer": 2,
-    "policy.head.future_tokens": GRID**2,
+    "policy.backbone": {
+        "image_size_px": SIZE_PX,
+        "vision_width": 64,
+        "vision_layers": 1,
+        "text_width": 64,
+        "tap_layer": 1,
+    },
+    "policy.head": {"width": 64, "hidden": 64, "future_tokens": GRID**2},
+    "trainer.lr": 2e-3,
     "objectives.flare.grid": GRID,
     "objectives.flare.layer": 3,
 }

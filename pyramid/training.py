@@ -32,7 +32,7 @@ from pyramid.progress import Progress, format_seconds
 from pyramid.rng import seed_of, torch_generator
 
 BatchAt = Callable[[int], Any]
-Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
