@@ -20,7 +20,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -28,6 +28,7 @@ from pyramid import files
 from pyramid.config import provenance
 from pyramid.errors import ConfigError, DataError, InterruptedJobError, MissingDependencyError, PyramidError
 from pyramid.nn.checkpoint import CONFIG_FILE, read_model_config, save_model
+from pyramid.nn.sharding import gather, shard
 from pyramid.progress import Progress, format_seconds
 from pyramid.rng import seed_of, torch_generator
 
@@ -46,7 +47,9 @@ class TrainerConfig:
     accumulate: int = 1
     """Passes whose gradients are averaged for one step, >= 1."""
     devices: int = 1
-    """Processes that train together (DDP), each on a device of its own, >= 1."""
+    """Processes that train together, each on a device of its own, >= 1."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How they do: each with all weights (DDP), or with a share of weights, gradients and moments (FSDP2)."""
     ema_decay: float = 0.0
     """Decay of a moving average of the weights, in [0, 1), which is then the model that is saved; 0: none."""
     lr: float = 1e-3
@@ -81,6 +84,8 @@ class TrainerConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.lr < 1:
             raise ValueError(f"lr must be in (0, 1), got {self.lr}")
+        if self.strategy == "fsdp" and (self.ema_decay or self.devices == 1):
+            raise ValueError("strategy: fsdp needs devices above 1, and has no moving average (ema_decay: 0)")
         if not 0 <= self.ema_decay < 1 or self.images_every < 0:
             raise ValueError(f"ema_decay {self.ema_decay} or images_every {self.images_every} out of range")
 
@@ -139,6 +144,15 @@ class StepModule(lightning.LightningModule):
     def finished(self) -> nn.Module:
         """Returns what is saved when training is done."""
         return self.model
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Returns the parts whose weights are gathered one after the other where processes share them (FSDP)."""
+        return ()
+
+    def configure_model(self) -> None:
+        """Deals the weights out to the processes, where they share them."""
+        if self.trainer_config.strategy == "fsdp":
+            shard(self, self.blocks(), self.device_mesh["data_parallel"])
 
     @property
     def step_of_pass(self) -> int:
@@ -321,6 +335,8 @@ def train_model(
         announce()
     loss = _fit(module, loader, folder=folder, label=f"train {kind}", journal=journal, callbacks=callbacks)
     module.eval()
+    if module.trainer_config.strategy == "fsdp":
+        gather(module)
     if module.global_rank:  # every rank has the same model, the first one writes it
         return TrainResult(kind, out, steps, parameters, loss, time.monotonic() - start, reused=False)
     save_model(
@@ -366,8 +382,7 @@ def _fit(
             max_steps=config.max_steps,
             accelerator="auto",
             devices=config.devices,
-            # Heads of objectives that a batch has no rows for get no gradient.
-            strategy=DDPStrategy(find_unused_parameters=True) if config.devices > 1 else "auto",
+            strategy=_strategy(config),
             accumulate_grad_batches=config.accumulate,
             precision=config.precision,
             gradient_clip_val=config.grad_clip,
@@ -392,6 +407,17 @@ def _fit(
             f"{label}: stopped at step {trainer.global_step}; run the same command again to go on from step {kept}"
         )
     return watch.loss if math.isfinite(watch.loss) else None
+
+
+def _strategy(config: TrainerConfig) -> Any:
+    if config.devices == 1:
+        return "auto"
+    if config.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=config.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    # Heads of objectives that a batch has no rows for get no gradient.
+    return DDPStrategy(find_unused_parameters=True)
 
 
 def _loggers(out: Path, config: TrainerConfig) -> list[Any]:

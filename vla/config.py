@@ -125,3 +125,8 @@ class VLAConfig:
     """What it is trained for."""
     tune: TuneConfig = field(default_factory=TuneConfig)
     """Adapters, memory, validation."""
+
+    def __post_init__(self) -> None:
+        """Refuses what does not go together."""
+        if self.trainer.strategy == "fsdp" and self.tune.validation.every:
+            raise ValueError("no process has all weights with strategy: fsdp; set tune.validation.every: 0")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyramid import files
 from pyramid.config import resolve, to_dict
-from pyramid.errors import DataError
+from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.batch import Group, MixtureStream, open_mixture
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.spec import MixtureSpec, read_mixture, with_weights
@@ -61,6 +61,9 @@ class VLAProxy:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         self._all = self._open({name: 1.0 for name in self.sources})
+        silent = [source.name for source in self._all.sources if source.embodiment.label == "video"]
+        if silent:
+            raise ConfigError(f"source '{silent[0]}' has no actions (use: video), by whose error a mixture is chosen")
         self._bodies = read_bodies(self._all.embodiments, self._all.statistics)
 
     def _open(self, weights: Mapping[str, float], split: Split = "train") -> MixtureStream:

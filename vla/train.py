@@ -77,6 +77,10 @@ class VLAModule(StepModule):
             {"objectives": self.objectives} if any(True for _ in self.objectives.parameters()) else {}
         )
 
+    def blocks(self) -> list[nn.Module]:
+        """Returns the language layers of System 2; System 1 is called once for each embodiment of a batch."""
+        return list(self.model.backbone.layers)
+
     def description(self) -> dict[str, Any]:
         """Returns what is saved with the finished policy."""
         found = self.model.description()

@@ -14,7 +14,7 @@ import vla_ddp_driver
 import vla_kill_driver
 from tiny_policy import TINY, make_bodies, make_group
 
-from pyramid.errors import DataError
+from pyramid.errors import ConfigError, DataError
 from pyramid.nn.checkpoint import load_model_files
 from pyramid.nn.hub import local_folder
 from vla.card import model_card
@@ -24,7 +24,13 @@ from vla.train import train_vla
 from vla.tuning.memory import compile_blocks
 
 # AdamW's first steps blow rounding up, so few and small ones are compared.
-FEW = {"trainer.max_steps": 3, "trainer.batch_size": 3, "tune.validation.every": 0, "policy.head.dropout": 0.0}
+FEW = {
+    "trainer.max_steps": 3,
+    "trainer.checkpoint_every": 3,
+    "trainer.batch_size": 3,
+    "tune.validation.every": 0,
+    "policy.head.dropout": 0.0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -37,25 +43,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does_with_both_their_batches(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_what_one_does_with_both_their_batches(strategy: str, tmp_path: Path) -> None:
     mixture = vla_kill_driver.write_mixture(tmp_path)
-    places = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [
-            sys.executable,
-            vla_ddp_driver.__file__,
-            mixture,
-            str(tmp_path / "two"),
-            json.dumps({**FEW, "trainer.devices": 2}),
-        ],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    together = {**FEW, "trainer.devices": 2, "trainer.strategy": strategy}
+    assert in_two(mixture, tmp_path / "two", together).count("train vla: parameters:") == 1
     train_vla(mixture, out=str(tmp_path / "one"), config=vla_kill_driver.config(**FEW, **{"trainer.accumulate": 2}))
     two, one = weights(tmp_path / "two"), weights(tmp_path / "one")
     assert two.keys() == one.keys()
@@ -65,8 +58,34 @@ def test_two_processes_train_what_one_does_with_both_their_batches(tmp_path: Pat
     train_vla(mixture, out=str(tmp_path / "start"), config=still)
     start = weights(tmp_path / "start")
     assert max(float((two[n] - start[n]).abs().max()) for n in two) > 1e-3
-    # The first process alone says what the training costs.
-    assert done.stderr.count("train vla: parameters:") == 1
+    # What is left is to read the last checkpoint and to write the model again.
+    (tmp_path / "two" / "config.json").unlink()
+    in_two(mixture, tmp_path / "two", together)
+    again = weights(tmp_path / "two")
+    assert all(torch.equal(again[name], tensor) for name, tensor in two.items())
+
+
+def in_two(mixture: str, out: Path, options: dict) -> str:
+    """Trains in two processes; returns what they said."""
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, vla_ddp_driver.__file__, mixture, str(out), json.dumps(options)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def test_shared_weights_go_with_what_they_can() -> None:
+    with pytest.raises(ConfigError, match="devices above 1"):
+        vla_kill_driver.config(**{"trainer.strategy": "fsdp"})
+    with pytest.raises(ConfigError, match=r"tune\.validation\.every: 0"):
+        vla_kill_driver.config(**{"trainer.strategy": "fsdp", "trainer.devices": 2})
 
 
 def test_half_precision_trains_and_keeps_full_weights(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from vla.config import PolicyConfig
 from vla.objectives.total import Objectives, batch_loss
 from vla.policy import Policy, build_policy
 from vla.processor import BodyStatistics
+from vla.proxy import VLAProxy
 from vla.train import VLAModule, train_vla
 from vla.tuning.config import LoraSpec
 from vla.tuning.initial import initial_policy
@@ -216,6 +217,8 @@ def test_videos_need_an_objective_and_plans_say_what_they_cost(tmp_path: Path) -
     mixture = vla_kill_driver.write_mixture(tmp_path)
     with pytest.raises(ConfigError, match=r"'human_video' has no actions.*objectives\.flare\.weight"):
         train_vla(mixture, dry_run=True, config=vla_kill_driver.config(**{"objectives.flare.weight": 0.0}))
+    with pytest.raises(ConfigError, match=r"'seen' has no actions \(use: video\)"):
+        VLAProxy(mixture, vla_kill_driver.config())
     plan = train_vla(mixture, dry_run=True, config=vla_kill_driver.config())
     assert plan.dry_run
     assert [line.split(":")[0] for line in plan.notes] == ["parameters", "memory", "time"]

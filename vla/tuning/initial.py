@@ -22,7 +22,15 @@ __all__ = ["Statistics", "initial_policy"]
 Statistics = Literal["same", "checkpoint", "mixture"]
 """Whose statistics hold for an embodiment that both know: they must agree, the checkpoint's, or the mixture's."""
 
-_MAY_DIFFER = ("frozen", "tune_top_layers", "tune_vision", "pretrained", "revision", "local_files_only")
+_MAY_DIFFER = (
+    "frozen",
+    "tune_top_layers",
+    "tune_vision",
+    "cache_features",
+    "pretrained",
+    "revision",
+    "local_files_only",
+)
 _LOG = logging.getLogger("pyramid.vla")
 
 
