@@ -152,6 +152,8 @@ class StepModule(lightning.LightningModule):
     def configure_model(self) -> None:
         """Deals the weights out to the processes, where they share them."""
         if self.trainer_config.strategy == "fsdp":
+            # A weight that never had a gradient has no moments in the checkpoint.
+            self.strict_loading = False
             shard(self, self.blocks(), self.device_mesh["data_parallel"])
 
     @property

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyramid import files
 from pyramid.nn.hub import CARD_FILE
+from pyramid.types import Embodiment
+from vla.config import PolicyConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pyramid.mixture.batch import MixtureStream
     from pyramid.training import TrainerConfig
-    from vla.policy import Policy
 
 __all__ = ["described", "model_card", "write_card"]
 
 
-def write_card(policy: Policy, folder: str) -> None:
+class Described(Protocol):
+    """What is told of a policy."""
+
+    config: PolicyConfig
+    adapters: dict[str, Any] | None
+    mixture: dict[str, Any] | None
+
+    @property
+    def embodiments(self) -> Mapping[str, Embodiment]:
+        """The declared embodiments by name."""
+        ...
+
+    def parameters(self) -> Iterable[Tensor]:
+        """Its weights."""
+        ...
+
+
+def write_card(policy: Described, folder: str) -> None:
     """Writes the card of a policy into its folder."""
     files.make_dirs(folder)
     files.write_bytes(files.join(folder, CARD_FILE), model_card(policy).encode())
@@ -43,7 +64,7 @@ def described(stream: MixtureStream, config: TrainerConfig, init_from: str | Non
     }
 
 
-def model_card(policy: Policy) -> str:
+def model_card(policy: Described) -> str:
     """Returns the card: Markdown with the header that the hub reads."""
     head, backbone = policy.config.head, policy.config.backbone
     count = sum(p.numel() for p in policy.parameters())
@@ -88,7 +109,7 @@ those of the training data: measure with `pyramid evaluate vla` before it moves 
 """
 
 
-def _bodies(policy: Policy) -> str:
+def _bodies(policy: Described) -> str:
     kinds = {"action": "measured", "pseudo": "inferred", "latent": "latent"}
     return "\n".join(
         f"| {name} | {kinds[e.label]} | {e.state_dim} | {e.action_dim} | {e.horizon} | {e.rate_hz:g} Hz |"

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
 from pyramid.errors import ConfigError, MissingDependencyError
-from vla.policy import Policy
+from vla.backbone import Backbone
 from vla.tuning.config import LoraSpec
 
 __all__ = ["add_lora", "merge_lora"]
 
 
-def add_lora(policy: Policy, spec: LoraSpec) -> None:
+class Adaptable(Protocol):
+    """A policy, as far as it matters here."""
+
+    backbone: Backbone
+    adapters: dict[str, Any] | None
+
+
+P = TypeVar("P", bound=Adaptable)
+
+
+def add_lora(policy: Adaptable, spec: LoraSpec) -> None:
     """Puts adapters into the language layers and freezes the layers; a fresh adapter changes no output.
 
     Raises:
@@ -30,11 +40,11 @@ def add_lora(policy: Policy, spec: LoraSpec) -> None:
         )
     adapters = peft.LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
     peft.inject_adapter_in_model(adapters, policy.backbone.layers)
-    policy.backbone.layers.to(policy.head.position.device)
+    policy.backbone.layers.to(next(policy.backbone.parameters()).device)
     policy.adapters = {"rank": spec.rank, "alpha": spec.alpha, "targets": list(spec.targets)}
 
 
-def merge_lora(policy: Policy) -> Policy:
+def merge_lora(policy: P) -> P:
     """Adds the adapters to the weights, in place, so that a plain policy is left; returns it."""
     if policy.adapters is None:
         return policy
