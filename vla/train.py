@@ -187,6 +187,8 @@ def build_module(
             "set objectives.flare.weight and policy.head.future_tokens, or take its source out of the mixture"
         )
     bodies, seed = read_bodies(stream.embodiments, stream.statistics), config.trainer.seed
+    if init_from is None and statistics != "same":
+        raise ConfigError(f"--statistics {statistics} goes with --init-from")
     if init_from is None:
         policy = build_policy(config.policy, bodies, seed=seed)
     else:

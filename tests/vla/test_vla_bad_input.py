@@ -133,6 +133,10 @@ def test_statistics_of_another_config_are_no_matter_of_chance(tmp_path: Path) ->
     options = {"out": str(tmp_path / "out"), "config": CONFIG, "init_from": str(tmp_path / "model")}
     with pytest.raises(ConfigError, match=r"'arm' has other statistics.*--statistics"):
         train_vla(write(tmp_path), **options)
+    with pytest.raises(ConfigError, match="one of same, checkpoint, mixture, got 'mine'"):
+        train_vla(write(tmp_path), statistics="mine", **options)
+    with pytest.raises(ConfigError, match="goes with --init-from"):
+        train_vla(write(tmp_path), statistics="mixture", **{**options, "init_from": None})
     result = train_vla(write(tmp_path), statistics="checkpoint", **options)
     assert result.steps == 2
     after = Policy.from_pretrained(str(tmp_path / "out"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ def initial_policy(
         ConfigError: other sizes, or an embodiment with other statistics and no word on whose hold.
         DataError: no policy, or an embodiment of that name with other dimensions.
     """
+    if statistics not in get_args(Statistics):
+        raise ConfigError(f"--statistics is one of {', '.join(get_args(Statistics))}, got '{statistics}'")
     old = Policy.from_pretrained(folder)
     if old.adapters is not None:
         raise ConfigError(f"'{folder}' keeps its adapters apart; merge them first (tune.lora.merge: true)")
