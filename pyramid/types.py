@@ -166,13 +166,13 @@ class Embodiment:
     state_dim: int
     """Numbers of proprioception; 0 when there are none."""
     action_dim: int
-    """Numbers per action step."""
+    """Numbers per action step; 0 for videos without actions."""
     horizon: int
     """Steps per action chunk; for latent actions the number of latent tokens."""
     rate_hz: float
     """Action steps per second; for latent actions 1 / gap."""
-    label: Literal["action", "latent", "pseudo"] = "action"
-    """What its actions are: measured, latent, or inferred by an inverse dynamics model."""
+    label: Literal["action", "latent", "pseudo", "video"] = "action"
+    """What its actions are: measured, latent, inferred by an inverse dynamics model, or not there at all."""
     declaration: BodySpec | None = field(default=None, hash=False)
     """Its parts and how a network is given them; None gives it the numbers as they are. May be given as plain data."""
 
@@ -183,7 +183,8 @@ class Embodiment:
             object.__setattr__(self, "declaration", _declared(given, self.name))
         if not NAME_PATTERN.fullmatch(self.name):
             raise DataError(f"embodiment '{self.name}': use a-z, 0-9 and _")
-        if self.state_dim < 0 or self.action_dim < 1 or self.horizon < 1 or not self.rate_hz > 0:
+        fewest = 0 if self.label == "video" else 1
+        if self.state_dim < 0 or self.action_dim < fewest or self.horizon < 1 or not self.rate_hz > 0:
             raise DataError(f"embodiment '{self.name}': sizes {self.to_dict()} are not positive")
         if self.declaration is not None:
             self._check_declaration(self.declaration)

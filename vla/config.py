@@ -10,6 +10,8 @@ from typing import Literal
 
 from pyramid.nn.flow import TimeRule
 from pyramid.training import TrainerConfig
+from vla.objectives.config import ObjectivesConfig
+from vla.tuning.config import TuneConfig
 
 __all__ = ["BackboneConfig", "HeadConfig", "PolicyConfig", "VLAConfig"]
 
@@ -189,3 +191,12 @@ class VLAConfig:
     """The networks."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Steps, batch size, learning rate and the like."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    """What it is trained for."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Adapters, memory, validation."""
+
+    def __post_init__(self) -> None:
+        """Refuses what does not go together."""
+        if self.trainer.strategy == "fsdp" and self.tune.validation.every:
+            raise ValueError("no process has all weights with strategy: fsdp; set tune.validation.every: 0")

@@ -93,10 +93,14 @@ class BodyStatistics:
 def read_bodies(
     embodiments: Mapping[str, Embodiment], statistics: Mapping[str, Mapping[str, Normalizer]]
 ) -> dict[str, BodyStatistics]:
-    """Joins a mixture's embodiments with their normalisers, which have ``state`` only where there is a state."""
+    """Joins a mixture's embodiments with their normalisers, which have ``state`` only where there is a state.
+
+    Videos without actions have no slot in a policy.
+    """
     return {
         name: BodyStatistics(e, statistics[name].get("state"), statistics[name]["action"])
         for name, e in embodiments.items()
+        if e.label != "video"
     }
 
 

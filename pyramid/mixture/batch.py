@@ -10,13 +10,14 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.augment import augment
 from pyramid.mixture.clips import SharedCounts, ring_frames
-from pyramid.mixture.filling import Filling, Slots, fill
+from pyramid.mixture.filling import Filling, LaterFrames, Slots, fill
 from pyramid.mixture.group import Batch, Group, empty_tensors
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.source import Source
@@ -172,22 +173,27 @@ class MixtureStream:
             by_body.setdefault(one.source.embodiment.name, []).append(one)
         bodies = sorted(by_body)
         sizes = [(by_body[name][0].source.embodiment, len(by_body[name])) for name in bodies]
-        slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size)]
+        ahead = self.spec.future_s > 0
+        slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size, future=ahead)]
         parts = [
-            (mine, Filling(source, [one.item for one in mine], at, slot))
+            (
+                mine,
+                Filling(source, [one.item for one in mine], at, slot),
+                LaterFrames(source, [one.item for one in mine], at, slot) if ahead else None,
+            )
             for name, slot in zip(bodies, slots, strict=True)
             for source, mine, at in _by_source(by_body[name])
         ]
-        fill([filling for _, filling in parts])
-        for mine, filling in parts:
+        fill([filling for _, *fillings in parts for filling in fillings if filling is not None])
+        for mine, filling, later in parts:
             for number in sorted(filling.failed):
-                self._replace(mine[number], filling, number)
+                self._replace(mine[number], filling, later, number)
         return [
-            self._group(by_body[name], slot, [f for _, f in parts if f.slots is slot])
+            self._group(by_body[name], slot, [f for _, f, _ in parts if f.slots is slot])
             for name, slot in zip(bodies, slots, strict=True)
         ]
 
-    def _replace(self, drawn: Drawn, filling: Filling, number: int) -> None:
+    def _replace(self, drawn: Drawn, filling: Filling, later: LaterFrames | None, number: int) -> None:
         """Fills in another sample of the source for one that cannot be read, always the same one.
 
         Raises:
@@ -198,6 +204,8 @@ class MixtureStream:
             clip, step = source.locate(item)
             try:
                 filling.put(number, clip, *source.read(clip, step))
+                if later is not None:
+                    later.replace(number, source.later(clip, step))
             except DataError as error:
                 source.check_shard(clip)
                 self._count_bad(source, error)
@@ -230,10 +238,13 @@ class MixtureStream:
         tensors["state_known"].fill_(tensors["state"].shape[1] > 0)
         tensors["weight"].fill_(1.0)
         slots.arrays["position"][:] = [one.position for one in drawn]
-        self._vary(tensors["images"], drawn)
+        for name in ("images", "future"):
+            if name in tensors:
+                self._vary(tensors[name], drawn)
         both = list(zip(drawn, clips, strict=True))
         return Group(
             **tensors,
+            **_quality(fillings, len(drawn)),
             embodiment=drawn[0].source.embodiment.name,
             text=tuple(one.source.clips.text(clip) for one, clip in both),
             source=tuple(one.source.name for one in drawn),
@@ -261,6 +272,13 @@ def _by_source(drawn: Sequence[Drawn]) -> Iterator[tuple[Source, list[Drawn], li
         source.enter(mine[0].rank)
         source.enter(mine[-1].rank)
         yield source, mine, own
+
+
+def _quality(fillings: Sequence[Filling], n: int) -> dict[str, Tensor]:
+    """Stacks what labelers say of the labels of a group of ``n``, as far as it is known of every sample."""
+    found = {at: filling.quality.get(i, {}) for filling in fillings for i, at in enumerate(filling.at)}
+    names = set.intersection(*(set(one) for one in found.values()))
+    return {name: torch.from_numpy(np.stack([found[at][name] for at in range(n)])) for name in sorted(names)}
 
 
 def open_mixture(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyramid.errors import DataError
+from pyramid.mixture.clips import Wanted
 from pyramid.mixture.source import Chunk, Source
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.008
@@ -40,7 +41,7 @@ class Filling:
 
     def __init__(self, source: Source, items: Sequence[int], at: Sequence[int], slots: Slots) -> None:
         self.source, self.at, self.slots = source, list(at), slots
-        self._want = source.wanted(items, at, slots.arrays["images"][:, 0])
+        self._want = self._wanted(items)
         self._left = np.arange(len(self.at))
         self.clips: list[int] = self._want.clips.tolist()
         """Clip of each sample that is read."""
@@ -48,6 +49,11 @@ class Filling:
         """Whether it is another than the one asked for."""
         self.failed: list[int] = []
         """Samples that cannot be read, by number in ``items``."""
+        self.quality: dict[int, Mapping[str, NDArray[Any]]] = {}
+        """What a labeler says of the labels of each sample that has any, by number in ``items``."""
+
+    def _wanted(self, items: Sequence[int]) -> Wanted:
+        return self.source.wanted(items, self.at, self.slots.arrays["images"][:, 0])
 
     def advance(self) -> bool:
         """Copies what is held and decodes a clip of what is not; returns whether there was anything to do."""
@@ -82,7 +88,7 @@ class Filling:
 
     def _write(self, numbers: NDArray[np.int64], rows: NDArray[np.float32] | None) -> None:
         """Writes the actions of samples whose frames are there; ``rows`` [n, H, D + S] are the measured ones."""
-        if self.source.labels is None and rows is not None:
+        if self.source.measured and rows is not None:
             self._write_measured(numbers, rows)
             return
         for number in numbers.tolist():
@@ -108,6 +114,30 @@ class Filling:
     def _put(self, number: int, chunk: Chunk) -> None:
         at, arrays = self.at[number], self.slots.arrays
         arrays["action"][at], arrays["mask"][at], arrays["state"][at] = chunk.action, chunk.mask[:, None], chunk.state
+        if chunk.quality:
+            self.quality[number] = chunk.quality
+
+
+class LaterFrames(Filling):
+    """The frames ``future_s`` after those of the samples of one source; where a clip ends before, there is none."""
+
+    def _wanted(self, items: Sequence[int]) -> Wanted:
+        self.slots.arrays["future_known"][self.at] = False
+        self.slots.arrays["future"][self.at] = 0
+        return self.source.wanted(items, self.at, self.slots.arrays["future"][:, 0], later=True)
+
+    def __init__(self, source: Source, items: Sequence[int], at: Sequence[int], slots: Slots) -> None:
+        super().__init__(source, items, at, slots)
+        self._left = np.flatnonzero(self._want.frames < self._want.lengths)
+
+    def _write(self, numbers: NDArray[np.int64], rows: NDArray[np.float32] | None) -> None:
+        self.slots.arrays["future_known"][self._want.at[numbers]] = True
+
+    def replace(self, number: int, frame: NDArray[np.uint8] | None) -> None:
+        """Fills in the later frame of a sample that stands in for another; None where its clip ends before."""
+        at = self.at[number]
+        self.slots.arrays["future_known"][at] = frame is not None
+        self.slots.arrays["future"][at, 0] = 0 if frame is None else frame
 
 
 def fill(fillings: Sequence[Filling]) -> None:

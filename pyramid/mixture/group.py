@@ -57,6 +57,16 @@ class Group:
     """Where the actions come from, B: ``action``, or the folder of the label run."""
     replaced: tuple[bool, ...] = ()
     """Whether the sample stands in for one that could not be read, B."""
+    future: Tensor | None = None
+    """uint8 [B, V, H, W, 3], RGB: the views ``future_s`` later; 0 where unknown. None when the mixture reads none."""
+    future_known: Tensor | None = None
+    """bool [B]: False where the clip ends before."""
+    action_std: Tensor | None = None
+    """float32 [B, T, D], physical units: how far the votes of pseudo-actions lie apart; None where nobody says."""
+    recon_gain: Tensor | None = None
+    """float32 [B]: how much latent actions help the reconstruction; None where nobody says."""
+    codes: Tensor | None = None
+    """int64 [B, C]: codes of latent actions; None where there are none."""
 
 
 Batch = list[Group]
@@ -68,14 +78,16 @@ class Packed(NamedTuple):
     memory: Tensor
     """uint8 [N]: all its numbers."""
     groups: list[dict[str, Any]]
-    """Fields of each group; of a tensor where it begins, bytes, and its `Shape`."""
+    """Fields of each group; of a tensor that lies there where it begins, bytes, and its `Shape`."""
 
 
-def shapes(body: Embodiment, n: int, size_px: int) -> dict[str, Shape]:
-    """Returns the tensors of a group of ``n`` samples with one view of ``size_px`` pixels."""
-    chunk = (n, body.horizon, body.action_dim)
+def shapes(body: Embodiment, n: int, size_px: int, *, future: bool = False) -> dict[str, Shape]:
+    """Returns the tensors of a group of ``n`` samples with one view of ``size_px`` pixels, and a later one if asked."""
+    chunk, views = (n, body.horizon, body.action_dim), (torch.uint8, (n, 1, size_px, size_px, 3))
+    later: dict[str, Shape] = {"future": views, "future_known": (torch.bool, (n,))} if future else {}
     return {
-        "images": (torch.uint8, (n, 1, size_px, size_px, 3)),
+        **later,
+        "images": views,
         "action": (torch.float32, chunk),
         "mask": (torch.bool, chunk),
         "state": (torch.float32, (n, body.state_dim)),
@@ -85,17 +97,20 @@ def shapes(body: Embodiment, n: int, size_px: int) -> dict[str, Shape]:
     }
 
 
-def empty_tensors(wanted: Sequence[tuple[Embodiment, int]], size_px: int) -> list[dict[str, Tensor]]:
+def empty_tensors(
+    wanted: Sequence[tuple[Embodiment, int]], size_px: int, *, future: bool = False
+) -> list[dict[str, Tensor]]:
     """Returns the tensors of groups, not yet filled, side by side in memory: shared memory in a worker.
 
     Args:
         wanted: embodiment and number of samples of each group.
         size_px: side of the frames, pixels.
+        future: whether each sample comes with a later frame.
     """
     plans, end = [], 0
     for body, n in wanted:
         plan = {}
-        for name, shape in shapes(body, n, size_px).items():
+        for name, shape in shapes(body, n, size_px, future=future).items():
             plan[name] = (end, shape)
             end += -(-_n_bytes(shape) // _ALIGN) * _ALIGN
         plans.append(plan)
@@ -110,29 +125,31 @@ def empty_tensors(wanted: Sequence[tuple[Embodiment, int]], size_px: int) -> lis
 
 def pack(batch: Batch) -> Packed | Batch:
     """Returns a batch as one stretch of memory, if that is how it lies; else the batch itself."""
-    storage = batch[0].images.untyped_storage() if batch else None
+    if not batch:
+        return batch
+    storage = batch[0].images.untyped_storage()
     groups: list[dict[str, Any]] = []
     for group in batch:
         told = {field.name: getattr(group, field.name) for field in fields(group)}
         for name, value in told.items():
-            if isinstance(value, Tensor):
-                if storage is None or value.untyped_storage().data_ptr() != storage.data_ptr():
-                    return batch
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == storage.data_ptr():
                 start = value.storage_offset() * value.element_size()
                 told[name] = (start, (value.dtype, tuple(value.shape)))
+            elif name == "images":
+                return batch
         groups.append(told)
-    return batch if storage is None else Packed(torch.empty(0, dtype=torch.uint8).set_(storage), groups)
+    return Packed(torch.empty(0, dtype=torch.uint8).set_(storage), groups)
 
 
 def unpack(packed: Packed | Batch) -> Batch:
     """Returns the batch that was packed."""
     if not isinstance(packed, Packed):
         return packed
-    tensors = {field.name for field in fields(Group) if field.type == "Tensor"}
+    tensors = {field.name for field in fields(Group) if str(field.type).startswith("Tensor")}
     groups = []
     for told in packed.groups:
-        whole: dict[str, Any] = {n: _part(packed.memory, *v) if n in tensors else v for n, v in told.items()}
-        groups.append(Group(**whole))
+        lying = {n: _part(packed.memory, *v) for n, v in told.items() if n in tensors and isinstance(v, tuple)}
+        groups.append(Group(**{**told, **lying}))
     return groups
 
 

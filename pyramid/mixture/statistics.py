@@ -127,9 +127,10 @@ def embodiment_statistics(
 ) -> dict[str, dict[str, Summary]]:
     """Merges the statistics of the sources of each embodiment, each weighted by its share of the samples.
 
-    A merged summary counts as many rows as its sources hold together.
+    A merged summary counts as many rows as its sources hold together. Videos without actions have none.
     """
     found: dict[str, dict[str, Summary]] = {}
+    sources = [source for source in sources if source.embodiment.label != "video"]
     for name in dict.fromkeys(source.embodiment.name for source in sources):
         members = [source for source in sources if source.embodiment.name == name]
         parts = [source_statistics(source, relative=relative) for source in members]

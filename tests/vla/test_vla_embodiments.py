@@ -26,7 +26,7 @@ from vla.config import VLAConfig
 from vla.deploy.export import export
 from vla.deploy.runtime import PolicyRuntime
 from vla.evaluate import evaluate_vla
-from vla.losses import batch_loss
+from vla.objectives.total import batch_loss
 from vla.policy import Policy, build_policy
 from vla.processor import BodyStatistics, denormalize, normalize, read_bodies
 from vla.train import train_vla

@@ -14,8 +14,11 @@ from pyramid.training import TrainerConfig
 from vla import evaluate, train
 from vla.config import BackboneConfig, HeadConfig, VLAConfig
 from vla.evaluate import evaluate_batches
+from vla.objectives.config import FlareConfig, ObjectivesConfig, TokensConfig, WeightsConfig
 from vla.policy import Policy
+from vla.tuning.config import LoraSpec, TuneConfig, ValidationConfig
 
+OWN = (FlareConfig, TokensConfig, WeightsConfig, ObjectivesConfig, LoraSpec, ValidationConfig, TuneConfig)
 TRAINER = TrainerConfig(max_steps=6, batch_size=8, lr=1e-3, warmup_steps=2, checkpoint_every=2, log_every=1, threads=1)
 CONFIG = VLAConfig(policy=TINY, trainer=TRAINER)
 
@@ -27,6 +30,7 @@ class SyntheticStream:
 
     def __init__(self, offset=0):
         self.bodies, self.offset = make_bodies(), offset
+        self.sources, self.typical_shares = [], {}
         self.embodiments = {n: b.embodiment for n, b in self.bodies.items()}
         self.statistics = {
             n: {"action": b.action, **({"state": b.state} if b.state else {})} for n, b in self.bodies.items()
@@ -39,7 +43,7 @@ class SyntheticStream:
 @pytest.fixture
 def stream(monkeypatch):
     synthetic = SyntheticStream()
-    monkeypatch.setattr(train, "open_stream", lambda mixture, config: synthetic)
+    monkeypatch.setattr(train, "open_stream", lambda mixture, config, split="train": synthetic)
     return synthetic
 
 
@@ -101,7 +105,7 @@ def test_usage_errors_say_what_to_do(options, message):
 def test_the_preset_says_every_option_and_parses():
     config = resolve(VLAConfig, "vla/tiny")
     text = Path(preset_folder(), "vla", "tiny.yaml").read_text()
-    for part in (BackboneConfig, HeadConfig, TrainerConfig):
+    for part in (BackboneConfig, HeadConfig, TrainerConfig, *OWN):
         for field in dataclasses.fields(part):
             assert f"{field.name}:" in text
     assert config.trainer.max_steps == 150
