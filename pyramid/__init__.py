@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyramid.tour.demo import demo
     from vla.deploy.bench import bench
     from vla.deploy.export import export
+    from vla.deploy.serve import serve
     from vla.evaluate import evaluate_vla
     from vla.train import train_vla
 
@@ -63,6 +64,7 @@ _FUNCTIONS = {
     "judge": "neural_traj.judge",
     "convert": "pyramid.conversion.convert",
     "export": "vla.deploy.export",
+    "serve": "vla.deploy.serve",
     "bench": "vla.deploy.bench",
     "status": "pyramid.report.status",
     "doctor": "pyramid.report.doctor",
@@ -88,6 +90,7 @@ __all__ = [
     "mix_what_if",
     "pack",
     "scan",
+    "serve",
     "status",
     "train_idm",
     "train_lam",
