@@ -106,12 +106,30 @@ def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(checkpoint,
 
 def test_an_embodiment_without_state_and_weights_beside_the_graph(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "EXTERNAL_BYTES", 1000)
-    result = export(checkpoint, out=str(tmp_path), embodiment="human_latent", observations=5)
-    assert {p.name for p in tmp_path.iterdir()} == FILES | {"system1.onnx.data", "system2.onnx.data"}
+    result = export(
+        checkpoint,
+        out=str(tmp_path),
+        embodiment="human_latent",
+        observations=5,
+        single_step=True,
+        dynamic=("batch", "text"),
+    )
+    graphs = {"system1", "system2", "system1_context", "system1_step"}
+    assert set(result.graphs) == set(result.max_abs_error) == graphs
+    assert {p.name for p in tmp_path.iterdir()} == FILES | {f"{g}.onnx" for g in graphs} | {
+        f"{g}.onnx.data" for g in graphs
+    }
     assert max(result.max_abs_error.values()) < 1e-5
     runtime = PolicyRuntime.load(str(tmp_path), threads=1)
     want = Policy.from_pretrained(checkpoint).act(observation(2, 0), embodiment="human_latent", seed=2)
     assert np.abs(runtime.act(observation(2, 0), seed=2) - want).max() < 1e-4
+    # One denoising step after the other comes to the same, with the keys and values of one observation.
+    assert np.abs(runtime.chunk(runtime.encode(observation(2, 0)), seed=2) - want).max() < 1e-4
+    step = onnx.load(tmp_path / "system1_step.onnx", load_external_data=False)
+    assert [i.name for i in step.graph.input] == ["noise", "bucket", "context_mask", "key_0", "value_0"]
+    # An open text is not padded: the context is as long as the views and the text's own tokens.
+    tokens = len("pus") + 1 + 4
+    assert runtime.encode(observation(2, 0)).feed["context"].shape[1] == tokens
     (tmp_path / "system1.onnx.data").write_bytes(b"")
     with pytest.raises(DataError, match=r"system1\.onnx\.data' is changed"):
         PolicyRuntime.load(str(tmp_path))
@@ -132,6 +150,8 @@ def test_usage_errors_come_before_work(checkpoint, tmp_path):
         export(checkpoint, out=str(tmp_path))
     with pytest.raises(ConfigError, match=r"'amr'.*did you mean 'arm'"):
         export(checkpoint, out=str(tmp_path), embodiment="amr")
+    with pytest.raises(ConfigError, match="dynamic takes batch, text or none, got none, text"):
+        export(checkpoint, out=str(tmp_path), embodiment="arm", dynamic=("none", "text"))
     with pytest.raises(ConfigError, match="observations >= 1"):
         export(checkpoint, out=str(tmp_path), embodiment="arm", observations=0)
     plan = export(checkpoint, out=str(tmp_path / "new"), embodiment="arm", dry_run=True)

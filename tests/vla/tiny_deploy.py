@@ -17,15 +17,18 @@ from pyramid import files
 from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
 from vla.deploy.protocol import array_to_npy
-from vla.deploy.spec import SYSTEM_1, SYSTEM_2, DeploySpec, FileRecord
+from vla.deploy.spec import SYSTEM_1, SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2, DeploySpec, FileRecord
 from vla.text import byte_tokenizer, tokenizer_to_json
 
 SIZE_PX, VIEWS, STATE, STEPS, ACTIONS, TEXT = 8, 2, 3, 4, 2, 12
 CENTER, SCALE = np.float32([10.0, -4.0]), np.float32([3.0, 0.5])
 
 
-def make_deploy(folder: Path) -> Path:
-    """Writes a policy whose normalised action is .1 noise + mean pixel / 255 + mean normalised state + text / 1000."""
+def make_deploy(folder: Path, *, single_step: bool = False, rate_hz: float = 10.0) -> Path:
+    """Writes a policy whose normalised action is .1 noise + mean pixel / 255 + mean normalised state + text / 1000.
+
+    A single denoising step goes all the way to that action without its noise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     images = _value("images", TensorProto.UINT8, ["batch", VIEWS, SIZE_PX, SIZE_PX, 3])
     ids, mask = (
@@ -66,8 +69,12 @@ def make_deploy(folder: Path) -> Path:
     out = _value("action", TensorProto.FLOAT, ["batch", STEPS, ACTIONS])
     constants = {"last": np.int64([1]), "one_token": np.int64([-1, 1, 1]), "tenth": np.float32(0.1)}
     _save(folder / "system1.onnx", system1, [context, seen, noise, state], [out], constants)
+    graphs = [SYSTEM_1, SYSTEM_2]
+    if single_step:
+        graphs += [SYSTEM_1_CONTEXT, SYSTEM_1_STEP]
+        _save_single_step(folder, context, seen, noise, state)
     (folder / "tokenizer.json").write_text(tokenizer_to_json(byte_tokenizer()))
-    body = Embodiment(name="arm", state_dim=STATE, action_dim=ACTIONS, horizon=STEPS, rate_hz=10.0)
+    body = Embodiment(name="arm", state_dim=STATE, action_dim=ACTIONS, horizon=STEPS, rate_hz=rate_hz)
     spec = DeploySpec(
         embodiment=body,
         n_views=VIEWS,
@@ -78,7 +85,7 @@ def make_deploy(folder: Path) -> Path:
         sample_steps=1,
         state=Normalizer("mean_std", np.float32([1.0, 2.0, 0.5]), np.float32([0.5, 2.0, 1.0])),
         action=Normalizer("min_max", CENTER, SCALE),
-        graphs={name: _record(folder, f"{name}.onnx") for name in (SYSTEM_1, SYSTEM_2)},
+        graphs={name: _record(folder, f"{name}.onnx") for name in graphs},
         tokenizer=_record(folder, "tokenizer.json"),
         opset=18,
         other_files={},
@@ -86,6 +93,23 @@ def make_deploy(folder: Path) -> Path:
     )
     files.write_json(str(folder / "policy.json"), spec.to_dict())
     return folder
+
+
+def _save_single_step(folder: Path, context: Any, seen: Any, noise: Any, state: Any) -> None:
+    key, value = (_value(name, TensorProto.FLOAT, ["batch", 1, 1]) for name in ("key_0", "value_0"))
+    copies = [helper.make_node("Identity", ["context"], [name]) for name in ("key_0", "value_0")]
+    _save(folder / "system1_context.onnx", copies, [context, seen], [key, value], {})
+    bucket = _value("bucket", TensorProto.INT64, ["batch"])
+    step = [
+        helper.make_node("ReduceMean", ["state", "last"], ["pose"], keepdims=1),
+        helper.make_node("Reshape", ["pose", "one_token"], ["pose3"]),
+        helper.make_node("Mean", ["key_0", "value_0"], ["told"]),
+        helper.make_node("Add", ["pose3", "told"], ["target"]),
+        helper.make_node("Sub", ["target", "noise"], ["velocity"]),
+    ]
+    out = _value("velocity", TensorProto.FLOAT, ["batch", STEPS, ACTIONS])
+    constants = {"last": np.int64([1]), "one_token": np.int64([-1, 1, 1])}
+    _save(folder / "system1_step.onnx", step, [noise, bucket, seen, state, key, value], [out], constants)
 
 
 def expected_action(level: float, state: np.ndarray, noise: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -6,24 +6,28 @@ The graphs themselves are made in `vla.deploy.graphs`; the folder's description 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor, nn
 
 from pyramid import files
 from pyramid.config import provenance
 from pyramid.errors import ConfigError, PyramidError
 from pyramid.nn.checkpoint import WEIGHTS_FILE
-from vla.deploy.graphs import OPSET, Graph, System1, System2, to_onnx
+from vla.deploy.graphs import OPSET, Graph, System1, System1Context, System1Step, System2, to_onnx
 from vla.deploy.parity import PARITY_FILE, ParityReport, measure_parity, seeded_observation
-from vla.deploy.spec import SPEC_FILE, SYSTEM_1, SYSTEM_2, DeploySpec, FileRecord
+from vla.deploy.spec import SPEC_FILE, SYSTEM_1, SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2, DeploySpec, FileRecord
 from vla.policy import Policy
 from vla.text import tokenizer_to_json
 
 __all__ = ["ExportResult", "export"]
 
+DYNAMIC = ("batch", "text")
+"""Sizes that a graph may leave open; the number of views is the policy's own."""
 TOKENIZER_FILE = "tokenizer.json"
 EXTERNAL_BYTES = 1_500_000_000
 """Graphs larger than this keep their weights in a file beside them: a protobuf ends at 2 GiB."""
@@ -66,6 +70,8 @@ def export(
     *,
     out: str,
     embodiment: str | None = None,
+    single_step: bool = False,
+    dynamic: Sequence[str] = ("batch",),
     observations: int = 100,
     max_error: float = 1e-4,
     seed: int = 0,
@@ -80,6 +86,8 @@ def export(
         checkpoint: model folder of a policy.
         out: local folder to write.
         embodiment: a declared embodiment; None for the only one.
+        single_step: also write System 1 as single denoising steps (two more graphs), for real-time chunking.
+        dynamic: sizes that stay open: batch, text; `none` fixes all (batch 1, padded texts).
         observations: seeded observations on which ONNX Runtime is compared with PyTorch, >= 1.
         max_error: largest absolute difference that is let through, in the units of the graph's output.
         seed: decides the observations.
@@ -95,7 +103,7 @@ def export(
     start = time.monotonic()
     policy = Policy.from_pretrained(checkpoint).float()
     name = policy.processor.body(embodiment).embodiment.name
-    graphs = _graphs(policy, name)
+    graphs = _graphs(policy, name, _dynamic(dynamic), single_step=single_step)
     if dry_run:
         sizes: dict[str, dict[str, object]] = {
             g.name: {"file": f"{g.name}.onnx", "bytes": sum(p.numel() * 4 for p in g.module.parameters())}
@@ -109,7 +117,7 @@ def export(
     report = measure_parity(policy, name, graphs, out, observations=observations, seed=seed, limit=max_error)
     files.write_json(files.join(out, PARITY_FILE), report)
     _refuse(report)
-    _write_spec(policy, name, checkpoint, out, written)
+    _write_spec(policy, name, checkpoint, out, written=written, dynamic=_dynamic(dynamic))
     described: dict[str, dict[str, object]] = {
         g: {"file": records[0].file, "bytes": sum(r.bytes for r in records)} for g, records in written.items()
     }
@@ -117,16 +125,75 @@ def export(
     return ExportResult(out, name, described, report.max_abs_error, OPSET, observations, seconds)
 
 
-def _graphs(policy: Policy, embodiment: str) -> list[Graph]:
-    example = seeded_observation(policy, embodiment, 0, batch=2)
+def _dynamic(names: Sequence[str]) -> set[str]:
+    chosen = set(names)
+    if chosen - {*DYNAMIC, "none"} or ("none" in chosen and len(chosen) > 1):
+        raise ConfigError(f"dynamic takes {', '.join(DYNAMIC)} or none, got {', '.join(names)}")
+    return chosen - {"none"}
+
+
+def _graphs(policy: Policy, embodiment: str, dynamic: Collection[str], *, single_step: bool) -> list[Graph]:
+    """Returns the graphs in the order in which they feed each other."""
+    trim = "text" in dynamic
+    example = seeded_observation(policy, embodiment, 0, batch=2 if "batch" in dynamic else 1, trim=trim)
     system2, system1 = System2(policy.backbone).eval(), System1(policy.head, embodiment).eval()
+    has_state = len(example.system1) > 1
     with torch.no_grad():
         context = system2(*example.system2)
     inputs = ("context", "context_mask", "noise", "state")[: 2 + len(example.system1)]
-    return [
-        Graph(SYSTEM_2, system2, example.system2, ("images", "text_ids", "text_mask"), ("context", "context_mask")),
-        Graph(SYSTEM_1, system1, (*context, *example.system1), inputs, ("action",)),
+    names = ("images", "text_ids", "text_mask")
+    found = [
+        _graph(
+            SYSTEM_2,
+            system2,
+            example=example.system2,
+            inputs=names,
+            outputs=("context", "context_mask"),
+            dynamic=dynamic,
+        )
     ]
+    found.append(
+        _graph(
+            SYSTEM_1, system1, example=(*context, *example.system1), inputs=inputs, outputs=("action",), dynamic=dynamic
+        )
+    )
+    if single_step:
+        prepare = System1Context(system1).eval()
+        step = System1Step(system1, context[0].shape[-1], has_state=has_state).eval()
+        with torch.no_grad():
+            parts = prepare(*context)
+        pairs = tuple(f"{kind}_{block}" for block in range(len(parts) // 2) for kind in ("key", "value"))
+        taken = ("noise", "bucket", "context_mask", *(("state",) if has_state else ()), *pairs)
+        given = example.inputs(SYSTEM_1_STEP, context, parts)
+        found.append(
+            _graph(SYSTEM_1_CONTEXT, prepare, example=context, inputs=inputs[:2], outputs=pairs, dynamic=dynamic)
+        )
+        found.append(_graph(SYSTEM_1_STEP, step, example=given, inputs=taken, outputs=("velocity",), dynamic=dynamic))
+    return found
+
+
+def _graph(
+    name: str,
+    module: nn.Module,
+    *,
+    example: tuple[Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    dynamic: Collection[str],
+) -> Graph:
+    """Names the axes that are to be dynamic; the context is as long as views and text, so it changes with the text."""
+    lengths = {
+        "text_ids": (1, "text"),
+        "text_mask": (1, "text"),
+        "context": (1, "length"),
+        "context_mask": (1, "length"),
+    }
+    axes = []
+    for item in inputs:
+        axis, length = lengths.get(item, (2, "length") if item.startswith(("key_", "value_")) else (0, "batch"))
+        found = {0: "batch", axis: length}
+        axes.append({a: n for a, n in found.items() if n in dynamic or (n == "length" and "text" in dynamic)})
+    return Graph(name, module, example, inputs, outputs, tuple(axes))
 
 
 def _write_graph(graph: Graph, out: str) -> list[FileRecord]:
@@ -153,7 +220,15 @@ def _refuse(report: ParityReport) -> None:
         )
 
 
-def _write_spec(policy: Policy, name: str, checkpoint: str, out: str, written: dict[str, list[FileRecord]]) -> None:
+def _write_spec(
+    policy: Policy,
+    name: str,
+    checkpoint: str,
+    out: str,
+    *,
+    written: dict[str, list[FileRecord]],
+    dynamic: Collection[str],
+) -> None:
     config, body = policy.config, policy.processor.body(name)
     extra = {r.file: r for records in written.values() for r in records[1:]} | {PARITY_FILE: _record(out, PARITY_FILE)}
     spec = DeploySpec(
@@ -169,6 +244,7 @@ def _write_spec(policy: Policy, name: str, checkpoint: str, out: str, written: d
         graphs={graph: records[0] for graph, records in written.items()},
         tokenizer=_record(out, TOKENIZER_FILE),
         opset=OPSET,
+        dynamic=tuple(sorted(dynamic)),
         other_files=extra,
         provenance=provenance(
             config=config, inputs={"weights": files.sha256_file(files.join(checkpoint, WEIGHTS_FILE))}

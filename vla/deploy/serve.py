@@ -22,7 +22,7 @@ from pyramid.errors import ConfigError
 from pyramid.progress import say
 from vla.deploy.dialects import default_interface, read_interface
 from vla.deploy.metrics import Metrics, start_http
-from vla.deploy.runtime import PolicyRuntime
+from vla.deploy.runtime import PolicyRuntime, choose_providers
 from vla.deploy.server import PolicyServer, ServerOptions
 from vla.deploy.spec import DeploySpec
 
@@ -61,6 +61,7 @@ def serve(
     modality: str | None = None,
     resize: bool = False,
     dialect: str = "n1_6",
+    provider: str = "auto",
     threads: int = 0,
     max_message_mib: int = 32,
     max_waiting: int = 8,
@@ -83,6 +84,7 @@ def serve(
         modality: GR00T modality.json with the robot's names of things; None: camera_0 on, state, action.
         resize: scale views of another size instead of refusing them; the aspect ratio is not kept.
         dialect: how `get_modality_config` answers, n1_5 or n1_6; requests for actions are understood in both.
+        provider: where graphs run: cpu, cuda, tensorrt, or auto for the fastest that is there.
         threads: threads within an operator; 0 leaves ONNX Runtime's own choice.
         max_message_mib: largest request that is read, MiB, 1 to 1024.
         max_waiting: requests for actions that may wait, >= 1.
@@ -113,7 +115,7 @@ def serve(
         dialect=dialect,  # type: ignore[arg-type]
         seed=seed,
     )
-    runtime = PolicyRuntime.load(folder, threads=threads)
+    runtime = PolicyRuntime.load(folder, threads=threads, providers=choose_providers(provider))
     names = default_interface(runtime.spec, resize=resize)
     interface = read_interface(modality, runtime.spec, resize=resize) if modality else names
     metrics, stop, start = Metrics(), threading.Event(), time.monotonic()
