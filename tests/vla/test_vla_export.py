@@ -19,7 +19,15 @@ from vla.policy import Policy, build_policy
 
 # Half the blocks and steps: the exporter's time grows with both.
 SMALL = dataclasses.replace(TINY, head=dataclasses.replace(TINY.head, layers=2, sample_steps=2))
-FILES = {"system1.onnx", "system2.onnx", "tokenizer.json", "parity.json", "policy.json"}
+FILES = {
+    "system1.onnx",
+    "system2.onnx",
+    "tokenizer.json",
+    "parity.json",
+    "policy.json",
+    "build_engines.sh",
+    "Dockerfile",
+}
 
 
 @pytest.fixture(scope="module")

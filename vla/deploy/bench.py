@@ -13,10 +13,10 @@ import numpy as np
 
 from pyramid.errors import ConfigError
 from pyramid.rng import rng
-from vla.deploy.runtime import PolicyRuntime
+from vla.deploy.runtime import PolicyRuntime, choose_providers
 from vla.deploy.spec import SYSTEM_1, SYSTEM_2
 
-__all__ = ["BenchResult", "bench"]
+__all__ = ["BenchResult", "PlanResult", "bench"]
 
 END_TO_END = "end_to_end"
 """From an observation in memory to actions in physical units: checks, tokenizer, both graphs, normalisers."""
@@ -46,8 +46,31 @@ class BenchResult:
         )
 
 
-def bench(folder: str, *, runs: int = 100, warmup: int = 10, threads: int = 0, seed: int = 0) -> BenchResult:
-    """Times an exported policy on a random observation.
+@dataclass(frozen=True)
+class PlanResult:
+    """Estimates of a deploy folder's latency on chips that are not at hand; nothing was run."""
+
+    folder: str
+    """The deploy folder."""
+    estimated_ms: dict[str, dict[str, float]]
+    """Chip -> graph, and `end_to_end`, -> milliseconds in fp16, batch 1. Estimates, see `vla.deploy.plan`."""
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{chip} {ms['end_to_end']:.3g} ms" for chip, ms in self.estimated_ms.items())
+        return f"{self.folder}, estimated end to end (fp16, batch 1; not measured): {rows}"
+
+
+def bench(
+    folder: str,
+    *,
+    runs: int = 100,
+    warmup: int = 10,
+    threads: int = 0,
+    seed: int = 0,
+    provider: str = "cpu",
+    plan: bool = False,
+) -> BenchResult | PlanResult:
+    """Times an exported policy on a random observation, or estimates its latency on robots' chips.
 
     Args:
         folder: what `export` wrote.
@@ -55,13 +78,19 @@ def bench(folder: str, *, runs: int = 100, warmup: int = 10, threads: int = 0, s
         warmup: calls before them that do not count, >= 0.
         threads: threads within an operator; 0 leaves ONNX Runtime's own choice.
         seed: decides the observation.
+        provider: where graphs run: cpu, cuda, tensorrt, or auto for the fastest that is there.
+        plan: run nothing; estimate from operations and bytes for Jetson Orin and Thor, RTX 4090 and H100.
 
     Raises:
         ConfigError: an option out of range, or no policy in the folder.
     """
     if runs < 1 or warmup < 0 or threads < 0:
         raise ConfigError(f"bench needs runs >= 1, warmup >= 0 and threads >= 0, got {runs}, {warmup} and {threads}")
-    runtime = PolicyRuntime.load(folder, threads=threads)
+    if plan:
+        from vla.deploy.plan import estimate
+
+        return PlanResult(folder, estimate(folder))
+    runtime = PolicyRuntime.load(folder, threads=threads, providers=choose_providers(provider))
     observation = _observation(runtime, seed)
     seconds: dict[str, list[float]] = {SYSTEM_2: [], SYSTEM_1: [], END_TO_END: []}
     for run in range(warmup + runs):

@@ -25,7 +25,7 @@ from pyramid.errors import PyramidError
 from vla.action_head import ActionHead, PreparedContext
 from vla.backbone import Backbone
 
-__all__ = ["OPSET", "Graph", "System1", "System1Context", "System1Step", "System2", "to_onnx"]
+__all__ = ["OPSET", "Graph", "System1", "System1Context", "System1Step", "System2", "quiet", "to_onnx"]
 
 OPSET = 18
 """Operator set that the exporter writes natively, so that no version conversion is involved."""
@@ -107,6 +107,8 @@ class Graph:
     """Names of the outputs."""
     axes: tuple[dict[int, str], ...]
     """For each input the names of its dynamic axes."""
+    text_tokens: int = 0
+    """Length of the example's text."""
 
 
 def to_onnx(graph: Graph) -> onnx.ModelProto:
@@ -116,7 +118,7 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
         PyramidError: the exporter or a check failed.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph.module,
                 graph.example,
@@ -195,9 +197,9 @@ def _strip_items(items: Sequence[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporter's chatter (deprecations inside torch, optimiser notes) from the person who exports."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
 from pyramid import files
 from pyramid.nn.flow import TIME_BUCKETS
 from pyramid.rng import rng
+from vla.deploy.runtime import open_session
 from vla.deploy.spec import SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2
 from vla.policy import Policy
 
@@ -42,6 +42,8 @@ class ParityReport:
     """Largest difference allowed."""
     max_abs_output: dict[str, float]
     """Name of the graph -> largest absolute value that PyTorch gave, to judge the error by."""
+    reduced: dict[str, Any] | None = None
+    """``precision`` and ``max_abs_error`` per graph after the graphs were given fewer bits; None when they were not."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,15 @@ def seeded_observation(
 
 @torch.no_grad()
 def measure_parity(
-    policy: Policy, embodiment: str, graphs: Sequence[Graph], folder: str, *, observations: int, seed: int, limit: float
+    policy: Policy,
+    embodiment: str,
+    graphs: Sequence[Graph],
+    folder: str,
+    *,
+    observations: int,
+    seed: int,
+    limit: float,
+    precision: str = "fp32",
 ) -> ParityReport:
     """Runs every graph in PyTorch and from its file in ONNX Runtime (CPU) on seeded observations.
 
@@ -100,7 +110,7 @@ def measure_parity(
     a batch of three, the others alone; where the batch is not dynamic, all have the size that it was exported with.
     """
     axes = {name for graph in graphs for axis in graph.axes for name in axis.values()}
-    sessions = {g.name: _session(files.join(folder, f"{g.name}.onnx")) for g in graphs}
+    sessions = {g.name: open_session(files.join(folder, f"{g.name}.onnx"), precision=precision) for g in graphs}
     error, size = {g.name: 0.0 for g in graphs}, {g.name: 0.0 for g in graphs}
     for index in range(observations):
         seen = seeded_observation(
@@ -133,9 +143,3 @@ def _worst(so_far: float, values: np.ndarray[tuple[int, ...], np.dtype[np.float6
     if values.size and not np.isfinite(values).all():
         return float("inf")
     return max(so_far, float(np.abs(values).max(initial=0.0)))
-
-
-def _session(path: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

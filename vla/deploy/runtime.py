@@ -24,7 +24,7 @@ from vla.deploy.spec import SYSTEM_1, SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2,
 from vla.observation import Observation, initial_noise, read_observation
 from vla.text import encode_texts, tokenizer_from_json
 
-__all__ = ["PROVIDERS", "Encoded", "PolicyRuntime", "choose_providers"]
+__all__ = ["PROVIDERS", "Encoded", "PolicyRuntime", "choose_providers", "open_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,20 @@ class PolicyRuntime:
         if missing:
             have = ", ".join(onnxruntime.get_available_providers())
             raise ConfigError(f"ONNX Runtime has no {', '.join(missing)} here; it has {have}")
-        spec = read_spec(folder)
+        return cls.open(read_spec(folder), folder, threads=threads, providers=providers)
+
+    @classmethod
+    def open(
+        cls, spec: DeploySpec, folder: str, *, threads: int = 0, providers: Sequence[str] = (PROVIDERS["cpu"],)
+    ) -> PolicyRuntime:
+        """Opens the files of a deploy folder that is known to be whole; see `load`."""
         path = files.join(folder, spec.tokenizer.file)
         tokenizer = tokenizer_from_json(files.read_text(path, max_bytes=_MAX_TOKENIZER_BYTES), path)
         sessions = {
-            name: _session(files.join(folder, record.file), threads, providers) for name, record in spec.graphs.items()
+            name: open_session(
+                files.join(folder, record.file), threads=threads, providers=providers, precision=spec.precision
+            )
+            for name, record in spec.graphs.items()
         }
         for name, session in sessions.items():
             if session.get_providers()[0] != providers[0]:
@@ -238,10 +247,20 @@ def choose_providers(name: str) -> list[str]:
     return [PROVIDERS[short] for short in order[order.index(name) :] if PROVIDERS[short] in have]
 
 
-def _session(path: str, threads: int, providers: Sequence[str]) -> onnxruntime.InferenceSession:
+def open_session(
+    path: str, *, threads: int = 0, providers: Sequence[str] = (PROVIDERS["cpu"],), precision: str = "fp32"
+) -> onnxruntime.InferenceSession:
+    """Opens one graph.
+
+    Raises:
+        DataError: ONNX Runtime cannot open it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if precision == "fp8":
+        # ONNX Runtime would fuse fp8 products into an operator that it has for integers alone.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no public base class

@@ -81,6 +81,10 @@ class DeploySpec:
     """ONNX operator set of all graphs."""
     dynamic: tuple[str, ...] = ("batch",)
     """Sizes that the graphs leave open: `batch`, `text`; a text that is not open is padded to `max_text_tokens`."""
+    precision: str = "fp32"
+    """Bits of the graphs inside; inputs and outputs are float32 in any case."""
+    held_out: dict[str, Any] | None = None
+    """Errors in action units on held-out samples; None when they were not measured."""
     other_files: dict[str, FileRecord]
     """Everything else whose digest is kept: external weights, the parity report."""
     provenance: dict[str, Any]
@@ -120,6 +124,8 @@ class DeploySpec:
             "sample_steps": self.sample_steps,
             "opset": self.opset,
             "dynamic": list(self.dynamic),
+            "precision": self.precision,
+            "held_out": self.held_out,
             "provenance": self.provenance,
         }
 
@@ -141,6 +147,8 @@ class DeploySpec:
             tokenizer=_record(data["text"]["tokenizer"]),
             opset=int(data["opset"]),
             dynamic=tuple(str(name) for name in data.get("dynamic", ["batch"])),
+            precision=str(data.get("precision", "fp32")),
+            held_out=data.get("held_out"),
             other_files={name: _record(record) for name, record in data["other_files"].items()},
             provenance=dict(data["provenance"]),
         )
