@@ -222,6 +222,16 @@ def test_a_damaged_description_is_refused(exported, tmp_path, change, message):
         PolicyRuntime.load(str(tmp_path))
 
 
+def test_bench_times_the_checkpoint_in_turn(checkpoint, exported):
+    result = bench(exported.out, checkpoint=checkpoint, runs=3, warmup=1, threads=1)
+    assert set(result.p50_ms) == {"system1", "system2", "end_to_end", "pytorch"}
+    assert 0 < result.p50_ms["pytorch"] <= result.p99_ms["pytorch"]
+    assert result.max_difference < 1e-4
+    for wrong in ({"compiled": True}, {"checkpoint": checkpoint}):
+        with pytest.raises(ConfigError, match="so that both get as many"):
+            bench(exported.out, **wrong)
+
+
 def test_bench_times_each_graph_and_the_whole(exported):
     result = bench(exported.out, runs=20, warmup=2, threads=1)
     assert set(result.p50_ms) == set(result.p99_ms) == {"system1", "system2", "end_to_end"}

@@ -137,22 +137,21 @@ def _record(folder: Path, name: str) -> FileRecord:
 
 
 class Server:
-    """The command `pyramid serve` as a process of its own, on free ports; use as a context manager."""
+    """The verb `serve` in a process of its own, on free ports; use as a context manager.
 
-    def __init__(self, folder: Path, *options: str, python: str = sys.executable, token: str | None = None) -> None:
-        command = [
-            python,
-            "-m",
-            "pyramid.cli",
-            "serve",
-            str(folder),
-            "--port",
-            "0",
-            "--http-port",
-            "0",
-            "--threads",
-            "1",
-        ]
+    Args:
+        folder: what is served.
+        options: of the command.
+        python: another interpreter calls the function, since the command needs more than a robot has.
+        token: in the environment.
+    """
+
+    def __init__(self, folder: Path, *options: str, python: str | None = None, token: str | None = None) -> None:
+        free = ["--port", "0", "--http-port", "0", "--threads", "1"]
+        command = [sys.executable, "-m", "pyramid.cli", "serve", str(folder), *free]
+        if python:
+            call = "serve(sys.argv[1], port=0, http_port=0, threads=1)"
+            command = [python, "-c", f"import sys; from vla.deploy.serve import serve; {call}", str(folder)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         environment.pop("PYRAMID_TOKEN", None)
         if token:
