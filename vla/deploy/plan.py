@@ -49,8 +49,6 @@ class GraphCost:
 
     flops: int
     """Operations of matrix products and convolutions."""
-    weight_bytes: int
-    """Bytes of weights as stored."""
     read_bytes: int
     """Bytes of weights read, counted again for every node that uses them."""
 
@@ -94,7 +92,7 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
         read += sum(sizes.get(name, 0) for name in node.input)
         if node.op_type in ("MatMul", "Gemm", "MatMulInteger", "Conv") and node.output[0] in shapes:
             flops += 2 * math.prod(shapes[node.output[0]]) * _depth(node, shapes)
-    return GraphCost(flops, sum(sizes.values()), read)
+    return GraphCost(flops, read)
 
 
 def _depth(node: Any, shapes: dict[str, list[int]]) -> int:
