@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pyramid.tour.demo import demo
     from vla.deploy.bench import bench
     from vla.deploy.export import export
+    from vla.deploy.serve import serve
     from vla.evaluate import evaluate_vla
     from vla.train import train_vla
 
@@ -69,6 +70,7 @@ _FUNCTIONS = {
     "relabel": "neural_traj.relabel",
     "convert": "pyramid.conversion.convert",
     "export": "vla.deploy.export",
+    "serve": "vla.deploy.serve",
     "bench": "vla.deploy.bench",
     "status": "pyramid.report.status",
     "doctor": "pyramid.report.doctor",
@@ -97,6 +99,7 @@ __all__ = [
     "prompts",
     "relabel",
     "scan",
+    "serve",
     "status",
     "train_idm",
     "train_lam",

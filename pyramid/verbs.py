@@ -82,6 +82,7 @@ VERBS = (
         "pyramid.conversion.convert:ConvertConfig",
     ),
     Verb("export", "vla.deploy.export:export", "ONNX graphs, policy.json and a parity report of a policy"),
+    Verb("serve", "vla.deploy.serve:serve", "answer robots' clients with an exported policy, over ZeroMQ"),
     Verb("bench", "vla.deploy.bench:bench", "time a deploy folder"),
     Verb("status", "pyramid.report.status:status", "what the jobs of a folder have done"),
     Verb("doctor", "pyramid.report.doctor:doctor", "what this machine can do, and how to mend what it cannot"),

@@ -52,7 +52,7 @@ FLOORS = {
     "pyramid.command": 5,
     "pyramid.cli": 5,
 }
-NO_TORCH = ("vla.deploy.runtime", "vla.deploy.protocol", "vla.deploy.client")
+NO_TORCH = ("vla.deploy.runtime", "vla.deploy.protocol", "vla.deploy.client", "vla.deploy.serve", "vla.deploy.control")
 HEAVY = ("torch", "lightning", "transformers")
 
 
