@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_policy import BACKBONE, TINY, make_bodies, make_group
-from vla.objectives.total import batch_loss
 
 from vla.config import BackboneConfig
+from vla.objectives.total import batch_loss
 from vla.policy import build_policy
 
 

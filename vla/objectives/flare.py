@@ -22,7 +22,6 @@ from vla.action_head import PreparedContext
 from vla.objectives.config import FlareConfig
 from vla.objectives.targets import ActionAware, Tower, pool
 from vla.policy import Policy
-from vla.processor import normalize
 
 if TYPE_CHECKING:
     from pyramid.mixture.batch import Group
