@@ -139,7 +139,7 @@ def test_adapters_are_merged_or_kept_apart_with_the_same_answers(tmp_path: Path)
     policy.save_pretrained(str(tmp_path / "merged"))
     assert set(load_file(tmp_path / "merged" / "model.safetensors")) == plain
     merged = Policy.from_pretrained(str(tmp_path / "merged"))
-    assert torch.allclose(merged.encode(group.images, group.text)[0], want, atol=1e-4)
+    assert torch.allclose(merged.encode(group.images, group.text)[0], want, rtol=1e-4, atol=1e-3)
     with pytest.raises(ConfigError, match=r"no linear layer 'w_proj'; they have .*q_proj"):
         add_lora(merged, LoraSpec(rank=2, targets=("w_proj",)))
 
