@@ -1,7 +1,7 @@
 """What the inverse dynamics model is worth on robot episodes: Meta-World with and without noise, or a LeRobot data set.
 
-Half of the episodes train and the other half test; of a data set that is given, the last one tests. The mean action
-stands beside every figure.
+Half of the episodes train and the other half test; of a data set that is given, the last one tests, or each in turn.
+The mean action stands beside every figure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ from pyramid.shards.pack import pack
 from pyramid.sim import SimConfig, make_dataset
 from pyramid.table import format_table
 
-HEADER = ["task", "noise", "R2", "R2, 4-step means", "R2, no votes", "spread ratio", "lag", "coverage", "error share"]
+HEADER = [
+    "task",
+    "noise",
+    "seed",
+    "R2",
+    "R2, 4-step means",
+    "R2, no votes",
+    "spread ratio",
+    "lag",
+    "coverage",
+    "error share",
+]
 """The last: mean squared error of labels as a share of that of the mean action."""
 
 
@@ -33,6 +44,8 @@ def main() -> None:
     parser.add_argument("--noises", nargs="*", type=float, default=[0.0, 0.3], help="on the expert's actions")
     parser.add_argument("--episodes", type=int, default=50, help="of each task; half of them train")
     parser.add_argument("--lerobot", help="a LeRobot data set with modality.json, in place of Meta-World")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of training; one row each")
+    parser.add_argument("--held-out", nargs="*", type=int, default=[-1], help="episodes of --lerobot that test in turn")
     parser.add_argument("--steps", type=int, help="training steps, in place of the preset's")
     parser.add_argument("--preset", default="idm/tiny")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="further options of the model")
@@ -48,7 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
     }
     options |= {"trainer.max_steps": arguments.steps} if arguments.steps else {}
     if arguments.lerobot:
-        real_robot(arguments.lerobot, arguments.out, arguments.preset, options)
+        for place in arguments.held_out:
+            for seed in arguments.seeds:
+                seeded = {**options, "trainer.seed": seed}
+                real_robot(arguments.lerobot, arguments.out / f"without-{place}", arguments.preset, place, seeded)
     else:
         simulated(arguments, options)
 
@@ -62,13 +78,15 @@ def simulated(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
                 tasks=(task,), n_hand=0, n_generated=0, n_robot=arguments.episodes, action_noise=noise, seed=2000
             )
             make_dataset(str(folder / "data"), wanted)
-            measured = fit(folder, str(folder / "data" / "robot"), 2, arguments.preset, options)
-            rows.append([task, f"{noise:g}", *figures(measured)])
-            print(format_table(HEADER, rows), flush=True)
+            for seed in arguments.seeds:
+                seeded = {**options, "trainer.seed": seed}
+                measured = fit(folder, str(folder / "data" / "robot"), slice(1, None, 2), arguments.preset, seeded)
+                rows.append([task, f"{noise:g}", str(seed), *figures(measured)])
+                print(format_table(HEADER, rows), flush=True)
 
 
-def real_robot(root: str, out: Path, preset: str, options: dict[str, Any]) -> None:
-    measured = fit(out, root, 0, preset, {**options, "modality": [root]})
+def real_robot(root: str, out: Path, preset: str, place: int, options: dict[str, Any]) -> None:
+    measured = fit(out, root, slice(place, place + 1 or None), preset, {**options, "modality": [root]})
     (name,) = measured.groups
     rows = [
         [
@@ -82,16 +100,18 @@ def real_robot(root: str, out: Path, preset: str, options: dict[str, Any]) -> No
         for group, one in measured.groups[name].items()
     ]
     print(format_table(["group", "R2", "RMSE", "RMSE of the mean action", "spread ratio", "coverage"], rows))
-    print(format_table(HEADER, [[name, "-", *figures(measured)]]))
+    print(format_table(HEADER, [[name, "-", str(options["trainer.seed"]), *figures(measured)]]))
 
 
-def fit(folder: Path, root: str, every: int, preset: str, options: dict[str, Any]) -> IDMEvaluation:
-    """Packs, trains and measures; every n-th episode is held out, or with 0 the last."""
-    manifest, shards, model = (str(folder / name) for name in ("clips.parquet", "shards", "model"))
+def fit(folder: Path, root: str, held_out: slice, preset: str, options: dict[str, Any]) -> IDMEvaluation:
+    """Packs, trains and measures; of the episodes in their order, those of the slice are held out."""
+    model = f"model-{options.get('trainer.seed', 0)}"
+    manifest, shards, model = (str(folder / name) for name in ("clips.parquet", "shards", model))
     scan("lerobot", root, out=manifest)
     clips = sorted(read_manifest(manifest), key=lambda clip: clip.clip_id)
-    held_out = range(1, len(clips), every) if every else [len(clips) - 1]
-    split = [replace(clip, split="val" if place in held_out else "train") for place, clip in enumerate(clips)]
+    # A long episode is cut into several clips: all of them go to one side.
+    tested = {*sorted({episode_of(clip.clip_id) for clip in clips})[held_out]}
+    split = [replace(clip, split="val" if episode_of(clip.clip_id) in tested else "train") for clip in clips]
     write_manifest(manifest, split, {"benchmark": "idm_robots"})
     pack(manifest, out=shards)
     start = time.process_time()
@@ -100,6 +120,10 @@ def fit(folder: Path, root: str, every: int, preset: str, options: dict[str, Any
     measured = evaluate_idm(shards, model=model, out=str(folder))
     print(measured, flush=True)
     return measured
+
+
+def episode_of(clip_id: str) -> str:
+    return clip_id.partition("#")[0]
 
 
 def figures(measured: IDMEvaluation) -> list[str]:

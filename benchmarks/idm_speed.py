@@ -2,7 +2,8 @@
 
 GR00T-Dreams encodes the context anew in each of its 16 denoising steps, in windows of two frames that start at each
 frame and are run one by one. Ours looks at each frame once per clip, encodes the context once per window and runs
-windows together. Same network, same weights, same noise, equal labels: the largest difference is printed.
+windows together, those of several clips too (``--clips``), as the label engine does. Same network, same weights, same
+noise, equal labels: the largest difference is printed.
 Beside it the regressor of the same size, and, with ``--models``, what both heads' labels are worth.
 """
 
@@ -21,7 +22,7 @@ from idm.config import HeadConfig, IDMConfig, ModelConfig, VisionConfig, WindowC
 from idm.evaluate import evaluate_idm
 from idm.heads import FlowHead
 from idm.model import InverseDynamicsModel
-from idm.predict import ClipInput, predict_clip
+from idm.predict import ClipInput, predict_clips
 from idm.train import build_module
 from idm.windows import vote, window_starts
 from pyramid.rng import rng
@@ -32,7 +33,8 @@ NAME = "robot"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=80, help="of the clip")
+    parser.add_argument("--frames", type=int, default=80, help="of a clip")
+    parser.add_argument("--clips", type=int, default=1, help="labelled together; the other ways take one by one")
     parser.add_argument("--width", type=int, default=128, help="of the tower and the heads; the release has 1,024")
     parser.add_argument("--layers", type=int, default=6, help="of the tower; the release has 24")
     parser.add_argument("--size", type=int, default=128, help="side of the frames, pixels; the release has 256")
@@ -43,13 +45,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     flow, regressor = (network(kind, arguments) for kind in ("flow", "regressor"))
-    shape = (arguments.frames, 3, arguments.size, arguments.size)
-    frames = torch.from_numpy(rng(0, "benchmark").integers(0, 256, shape, dtype=np.uint8))
+    shape = (arguments.clips, arguments.frames, 3, arguments.size, arguments.size)
+    clips = torch.from_numpy(rng(0, "benchmark").integers(0, 256, shape, dtype=np.uint8))
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "GR00T-Dreams' way, all of the context in each step": lambda: theirs(flow, frames, tower_each_step=True),
-        "the same, the tower once per window": lambda: theirs(flow, frames, tower_each_step=False),
-        "ours, flow head": lambda: ours(flow, frames),
-        "ours, regressor": lambda: ours(regressor, frames),
+        "GR00T-Dreams' way, all of the context in each step": lambda: theirs(flow, clips, tower_each_step=True),
+        "the same, the tower once per window": lambda: theirs(flow, clips, tower_each_step=False),
+        "ours, flow head": lambda: ours(flow, clips),
+        "ours, regressor": lambda: ours(regressor, clips),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     labels = {}
@@ -87,12 +89,17 @@ def network(kind: str, arguments: argparse.Namespace) -> InverseDynamicsModel:
     return build_module(config, {NAME: (arguments.dim, 0)}).model.eval()
 
 
-def ours(model: InverseDynamicsModel, frames: Tensor) -> np.ndarray:
-    return predict_clip(model, ClipInput(frames, [(0, len(frames))]), model.config.windows, NAME).mean
+def ours(model: InverseDynamicsModel, clips: Tensor) -> np.ndarray:
+    inputs = [ClipInput(frames, [(0, len(frames))]) for frames in clips]
+    return np.concatenate([found.mean for found in predict_clips(model, inputs, model.config.windows, NAME)])
+
+
+def theirs(model: InverseDynamicsModel, clips: Tensor, *, tower_each_step: bool) -> np.ndarray:
+    return np.concatenate([their_clip(model, frames, tower_each_step=tower_each_step) for frames in clips])
 
 
 @torch.inference_mode()
-def theirs(model: InverseDynamicsModel, frames: Tensor, *, tower_each_step: bool) -> np.ndarray:
+def their_clip(model: InverseDynamicsModel, frames: Tensor, *, tower_each_step: bool) -> np.ndarray:
     head = model.head
     assert isinstance(head, FlowHead)
     chunks = {}

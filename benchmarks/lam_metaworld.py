@@ -29,18 +29,23 @@ from pyramid.table import format_table
 ROBOT, HAND = "metaworld", "metaworld_hand"
 SIZE_PX = 128
 LABELLED = {"objectives.action_weight": 0.5, "objectives.action_unit": "pairs", "objectives.action_share": 0.025}
-SHARED = {
+SHARED: dict[str, Any] = {
+    "quantizer.kind": "none",
+    "quantizer.code_dim": 4,
+    "model.encoder_sees": "edges",
     "objectives.body_critic": 0.05,
     "objectives.body_moments": 0.05,
     "objectives.body_cycle": 0.1,
     "objectives.window_share": 0.6,
+    "trainer.batch_size": 48,
+    "trainer.max_steps": 220,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "tiny, 2.5 % labelled": LABELLED,
-    "tiny, 2.5 % labelled, bodies share": {**LABELLED, **SHARED},
     "continuous": {"quantizer.kind": "none"},
     "continuous, 2.5 % labelled": {"quantizer.kind": "none", **LABELLED},
+    "bodies share, 2.5 % labelled": {**LABELLED, **SHARED},
 }
 """Options on top of the preset ``lam/tiny``."""
 
@@ -48,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", help="folder for data, models and reports; kept, and gone on with")
-    parser.add_argument("--robot", type=int, default=60, help="robot episodes, a fifth of them held out")
+    parser.add_argument("--robot", type=int, default=120, help="robot episodes, a fifth of them held out")
     parser.add_argument("--hand", type=int, default=48, help="hand videos to train on")
     parser.add_argument("--scored", type=int, default=18, help="hand episodes to score on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="seeds of the trainings")
@@ -119,7 +124,7 @@ def film_hands(out: str, sim: SimConfig, count: int) -> None:
 
 def measure(out: str, shards: dict[str, str], name: str, seed: int) -> LAMEvaluation:
     """Trains one variant with one seed on both looks and measures it on held-out episodes of both."""
-    folder = files.join(out, "models", f"{list(VARIANTS).index(name)}-{seed}")
+    folder = files.join(out, "models", f"{name.replace(' ', '-').replace(',', '')}-{seed}")
     options = {**VARIANTS[name], "trainer.seed": seed}
     train_lam([shards["robot"], shards["hand"]], out=folder, config="lam/tiny", **options)
     return evaluate_lam([shards["robot"], shards["scored"]], model=folder, out=folder, n_pairs=1500, seed=seed)

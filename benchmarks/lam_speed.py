@@ -175,9 +175,9 @@ def pixels_of(batch: PairBatch) -> list[Tensor]:
 
 
 def trained(module: nn.Module, loss: Callable[[], Tensor]) -> Work:
-    """A whole step: loss, gradients, clipping, AdamW."""
+    """A whole step: loss, gradients, clipping, AdamW, which is fused for both."""
     parts = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parts, lr=1e-5, **({"fused": True} if isinstance(module, LAMModule) else {}))
+    optimizer = torch.optim.AdamW(parts, lr=1e-5, fused=True)
 
     def step() -> None:
         with autocast():

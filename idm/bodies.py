@@ -115,6 +115,7 @@ def describe_embodiments(
             "groups": [group.to_dict() for group in groups],
             "states": states[name].to_dict() if name in states else None,
             "demonstrations": len(own),
+            "grid": any(d.grid for d in own),
         }
     return out
 

@@ -187,6 +187,9 @@ class ModelConfig:
     """How actions are made of it."""
     state: Literal["none", "optional", "required"] = "none"
     """Whether the state at a window's first action is an input; ``optional`` learns to do without it as well."""
+    target: Literal["action", "from_state"] = "action"
+    """What is learned: actions, or how far they lie from the state at their step, which labels add again: for commanded
+    postures. Every clip then needs states, as wide as actions and without rotations, whatever ``state`` says."""
     shift_px: int = 4
     """Training windows are shifted by up to this many pixels, all frames alike; 0 or more."""
     gain: float = 0.1
@@ -213,6 +216,11 @@ class ModelConfig:
             )
 
     @property
+    def needs_state(self) -> bool:
+        """Whether a clip without states cannot be labelled."""
+        return self.state == "required" or self.target == "from_state"
+
+    @property
     def n_views(self) -> int:
         """Views of one picture."""
         return max(len(self.views), 1)
@@ -232,11 +240,13 @@ class GateConfig:
     """Largest ``action_std``, mean over the dimensions that move, as a share of the training actions' spread, > 0."""
     margin: float = 0.1
     """How far past the training actions' range a label may lie, share of that range, >= 0."""
+    max_state: float = 10.0
+    """How many spreads of the training states a state may lie from their mean; past it the label is in doubt, > 0."""
 
     def __post_init__(self) -> None:
         """Refuses limits that mean nothing."""
-        if not self.max_std > 0 or self.margin < 0:
-            raise ValueError(f"max_std {self.max_std} or margin {self.margin} out of range")
+        if not self.max_std > 0 or self.margin < 0 or not self.max_state > 0:
+            raise ValueError(f"max_std {self.max_std}, margin {self.margin} or max_state {self.max_state} out of range")
 
 
 @dataclass(frozen=True, kw_only=True)

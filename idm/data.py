@@ -20,6 +20,7 @@ from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.normalize import Normalizer, fit_normalizer
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames
+from pyramid.shards.reader import Sample
 
 __all__ = [
     "Demonstration",
@@ -27,6 +28,7 @@ __all__ = [
     "WindowSampler",
     "fit_normalizers",
     "fit_states",
+    "learned_action",
     "load_demonstrations",
     "standardised",
     "training_rate",
@@ -49,6 +51,8 @@ class Demonstration:
     """float32 [T, S], physical units, NaN rows where unknown; None without proprioception."""
     starts: list[tuple[int, int, int]]
     """Each window: its first step, and the shot around it, (first step, past the last)."""
+    grid: bool = False
+    """Whether a quarter of its picture is black: a grid of three views."""
 
 
 class WindowGroup(NamedTuple):
@@ -80,13 +84,21 @@ def training_rate(rows: Sequence[dict[str, Any]], wanted_hz: float | None) -> fl
     return rates[0]
 
 
-def load_demonstrations(clips: ClipFrames, windows: WindowConfig, rate_hz: float) -> list[Demonstration]:
+def load_demonstrations(
+    clips: ClipFrames, windows: WindowConfig, rate_hz: float, target: str = "action"
+) -> list[Demonstration]:
     """Returns the clips whose actions come at ``rate_hz`` and that hold at least one window.
 
     Actions are never resampled: whether two of them add up or average depends on the robot's controller.
 
+    Args:
+        clips: where they are.
+        windows: the shape of a window.
+        rate_hz: steps per second.
+        target: see `idm.config.ModelConfig.target`.
+
     Raises:
-        DataError: none is left.
+        DataError: none is left, or states that actions cannot be told from.
     """
     found = []
     for clip, row in enumerate(clips.rows):
@@ -102,15 +114,37 @@ def load_demonstrations(clips: ClipFrames, windows: WindowConfig, rate_hz: float
             for first, last in segments(frames, row["cuts"] or ())
             for start in window_starts(last - first, windows.horizon)
         ]
-        if sample.action is not None and starts and np.isfinite(sample.action[frames]).all():
+        if sample.action is None or not starts:
+            continue
+        action = learned_action(sample, target)[frames]
+        if np.isfinite(action).all():
             state = None if sample.state is None else sample.state[frames]
-            found.append(Demonstration(clip, row["embodiment"], frames, sample.action[frames], state, starts))
+            grid = bool((sample.meta.get("scores") or {}).get("black_quadrant"))
+            found.append(Demonstration(clip, row["embodiment"], frames, action, state, starts, grid))
     if not found:
         raise DataError(
             f"none of the {len(clips)} clips with actions has {windows.horizon + 1} frames at {rate_hz:g} Hz; "
             "set windows.rate_hz or a shorter windows.horizon"
         )
     return found
+
+
+def learned_action(sample: Sample, target: str) -> NDArray[np.float32]:
+    """Returns what a model learns of a sample's measured actions, float32 [T, D], NaN where a needed state is unknown.
+
+    Raises:
+        DataError: actions are to be told from states, and there are none of their width.
+    """
+    assert sample.action is not None  # noqa: S101  # only samples with actions come here
+    if target == "action":
+        return sample.action
+    if sample.state is None or sample.state.shape[1] != sample.action.shape[1]:
+        width = 0 if sample.state is None else sample.state.shape[1]
+        raise DataError(
+            f"{sample.key} has {width} dimensions of state for {sample.action.shape[1]} of action; model.target "
+            "from_state needs states that are the same quantities"
+        )
+    return sample.action - sample.state
 
 
 def fit_normalizers(demonstrations: Sequence[Demonstration]) -> dict[str, Normalizer]:

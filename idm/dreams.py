@@ -63,10 +63,13 @@ class DreamsIDM(FlowHead):
         self.projector = double_downsample(width)
         self.view = nn.Embedding(int(config["max_num_views"]), width)
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """Maps images float [I, 3, H, W] in [-1, 1] to visual tokens that do not know their place, float [I, N, W]."""
+        return self.projector(self.vision_out(self.vision(images).last_hidden_state))  # type: ignore[no-any-return]
+
     def see(self, images: Tensor, view_ids: Tensor) -> Tensor:
         """Maps images float [I, 3, H, W] in [-1, 1] and views int64 [I] to visual tokens float [I, N, W]."""
-        features = self.vision(images).last_hidden_state
-        return self.projector(self.vision_out(features)) + self.view(view_ids)[:, None]  # type: ignore[no-any-return]
+        return self.tokens(images) + self.view(view_ids)[:, None]  # type: ignore[no-any-return]
 
     def context(self, visual: Tensor, token_ids: Tensor) -> list[KeyValue]:
         """Places visual tokens into sequences and prepares them for the DiT's cross-attention.

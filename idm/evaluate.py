@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from idm.bodies import Body
 from idm.cycle import Told, cycle_score, pairs_of
+from idm.data import learned_action
+from idm.groups import read_groups
 from idm.label import IDMLabeler, doubts, load, physical
 from idm.scores import R2, IDMEvaluation, Series, judge, measure
 from pyramid import files
-from pyramid.errors import DataError, SkipItemError
+from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.labels.protocol import Labeler, load_labeler
 from pyramid.shards.frames import ClipFrames
 
@@ -30,6 +34,7 @@ def evaluate_idm(
     limit: int | None = None,
     device: str = "cpu",
     lam: str | None = None,
+    modality: str | None = None,
 ) -> IDMEvaluation:
     """Measures a trained inverse dynamics model on the ``val`` clips that have measured actions.
 
@@ -40,13 +45,16 @@ def evaluate_idm(
         limit: use the first clips only.
         device: torch device.
         lam: folder of a latent-action model that says whether steps labelled alike look alike; None leaves that out.
+        modality: `modality.json` of the data set (or its folder), where labels are a choice of its action groups: those
+            of a published model are.
 
     Raises:
         DataError: no model, or no held-out clip with actions that it can label at its own rate.
+        ConfigError: labels and true actions differ in dimensions, or ``modality`` lacks one of the model's groups.
     """
     labeler = load(model, device)
     looks = None if lam is None else load_labeler("lam", lam, device)
-    series, told, skipped = _label_clips(shards, labeler, limit, looks)
+    series, told, skipped = _label_clips(shards, labeler, limit, looks, modality)
     if not series:
         why = ", ".join(f"{reason}: {count}" for reason, count in sorted(skipped.items()))
         raise DataError(f"none of the held-out clips with actions can be labelled by '{model}' ({why})")
@@ -68,7 +76,11 @@ def evaluate_idm(
 
 
 def _label_clips(
-    shards: str | Sequence[str], labeler: IDMLabeler, limit: int | None, looks: Labeler | None
+    shards: str | Sequence[str],
+    labeler: IDMLabeler,
+    limit: int | None,
+    looks: Labeler | None,
+    modality: str | None,
 ) -> tuple[list[Series], list[Told], Counter[str]]:
     clips = ClipFrames.open(
         shards, split="val", size_px=labeler.config.model.picture_px, limit=limit, with_actions=True
@@ -89,7 +101,8 @@ def _label_clips(
         body = labeler.bodies[name]
         assert sample.action is not None  # noqa: S101  # opened with_actions
         shown = np.asarray(steps.frames)[actions.step]
-        truth = sample.action[shown]
+        # Of labels that are told from states, what is added to both sides says nothing.
+        truth = _chosen(learned_action(sample, labeler.config.model.target), body, modality)[shown]
         if not np.isfinite(truth).all():
             skipped["unknown_actions"] += 1
             continue
@@ -101,3 +114,20 @@ def _label_clips(
             found = pairs_of(looks, sample, sample.times_s[shown], mean / unit, truth / unit)
             told += [] if found is None else [found]
     return series, told, skipped
+
+
+def _chosen(action: NDArray[np.float32], body: Body, modality: str | None) -> NDArray[np.float32]:
+    """Returns those columns of true actions, float32 [T, A], that labels tell, in their order: float32 [T, D]."""
+    if modality is not None:
+        declared = {group.name: group for group in read_groups(modality, action)}
+        lacking = [group.name for group in body.groups if group.name not in declared]
+        if lacking:
+            raise ConfigError(f"'{modality}' declares no action group {', '.join(lacking)}, which the model tells")
+        action = np.concatenate([action[:, declared[group.name].span] for group in body.groups], axis=1)
+    if action.shape[1] != len(body.mean):
+        names = ", ".join(group.name for group in body.groups)
+        raise ConfigError(
+            f"the model tells {len(body.mean)} dimensions ({names}), the true actions have {action.shape[1]}; "
+            "say with --modality where those groups stand in the data"
+        )
+    return action

@@ -12,14 +12,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid import files
-from pyramid.errors import ConfigError, DataError
+from pyramid.actions.modality import Stretch, find_modality, read_stretches
+from pyramid.actions.rotations import WIDTHS
+from pyramid.errors import DataError
 
 __all__ = ["ActionGroup", "read_groups"]
 
 Kind = Literal["linear", "binary", "rotation_6d", "quaternion", "axis_angle", "euler_angles_rpy", "matrix"]
-_WIDTHS = {"rotation_6d": 6, "quaternion": 4, "axis_angle": 3, "euler_angles_rpy": 3, "matrix": 9}
-_BINARY_TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,8 @@ class ActionGroup:
     """One past the last dimension."""
     kind: Kind = "linear"
     """How values are averaged."""
+    meaning: Literal["", "value", "delta", "velocity"] = ""
+    """What it is at other rates: a value at a time, a change over a step, a change per second; empty: not declared."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON."""
@@ -59,32 +60,24 @@ def read_groups(path: str, actions: NDArray[np.floating]) -> list[ActionGroup]:
         DataError: groups that do not fit the actions, or a rotation that is not known.
         ConfigError: no such file.
     """
-    tried = [files.join(path, *rest) for rest in ((), ("modality.json",), ("meta", "modality.json"))]
-    found = next((one for one in tried if one.endswith(".json") and files.exists(one)), None)
-    if found is None:
-        raise ConfigError(f"no modality.json at '{path}'")
-    document = files.read_json(found)
-    declared = document.get("action") if isinstance(document, Mapping) else None
-    if not isinstance(declared, Mapping):
-        raise DataError(f"'{found}' declares no action groups")
-    return [_group(found, str(name), spec, actions) for name, spec in declared.items()]
+    document, found = find_modality(path)
+    stretches = read_stretches(document, "action", found)
+    return [_group(found, name, stretch, actions) for name, stretch in stretches.items()]
 
 
-def _group(path: str, name: str, spec: Any, actions: NDArray[np.floating]) -> ActionGroup:
+def _group(path: str, name: str, stretch: Stretch, actions: NDArray[np.floating]) -> ActionGroup:
     where, width = f"'{path}', action group '{name}'", actions.shape[1]
-    try:
-        start, end = int(spec["start"]), int(spec["end"])
-        kind = str(spec.get("rotation_type") or "linear")
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: start, end and rotation_type cannot be read: {error}") from error
+    start, end, kind = stretch.start, stretch.end, stretch.rotation or "linear"
     if not 0 <= start < end <= width:
         raise DataError(f"{where} spans {start}..{end}, the actions have {width} dimensions")
-    if kind not in get_args(Kind) or end - start != _WIDTHS.get(kind, end - start):
-        known = ", ".join(f"{one} ({n})" for one, n in _WIDTHS.items())
+    if kind not in get_args(Kind) or end - start != WIDTHS.get(kind, end - start):
+        known = ", ".join(f"{one} ({WIDTHS[one]})" for one in get_args(Kind) if one in WIDTHS)
         raise DataError(f"{where}: '{kind}' of {end - start} dimensions is no rotation known here; known: {known}")
-    if kind == "linear" and (spec.get("dtype") in _BINARY_TYPES or _is_switch(name, actions[:, start:end])):
+    if kind == "linear" and (stretch.whole or _is_switch(name, actions[:, start:end])):
         kind = "binary"
-    return ActionGroup(name=name, start=start, end=end, kind=kind)  # type: ignore[arg-type]
+    # GR00T's documents say ``absolute: false`` of changes, and nothing of values.
+    meaning = "value" if stretch.absolute else "delta"
+    return ActionGroup(name=name, start=start, end=end, kind=kind, meaning=meaning)  # type: ignore[arg-type]
 
 
 def _is_switch(name: str, values: NDArray[np.floating]) -> bool:

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from idm.bodies import Body
 from idm.config import GateConfig, IDMConfig, ModelConfig, WindowConfig
-from idm.model import InverseDynamicsModel
+from idm.fitness import Shape, check_pictures, check_robot, check_views
+from idm.model import InverseDynamicsModel, Predictor
+from idm.other_rates import FrameTimes, declares_all, windows_at_frames
 from idm.predict import ClipActions, ClipInput, predict_clips
+from idm.published import is_published
 from idm.windows import Steps, clip_steps, segments
 from pyramid import files
 from pyramid.config import from_dict, to_dict
@@ -51,6 +54,8 @@ class ClipSteps(NamedTuple):
     """uint8 [steps, 3, P, P], RGB."""
     state: NDArray[np.float32] | None
     """float32 [steps, S], physical units; None where the clip has none or the model asks for none."""
+    windows: WindowConfig | None = None
+    """Windows in frames of a clip whose frames are no steps of the model; None: those of the model."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,10 @@ class StepFrames:
     """The model's rate, Hz."""
     model: ModelConfig
     """Size of the frames, and what else is asked for."""
-    embodiments: tuple[str, ...]
+    embodiments: Mapping[str, Shape]
     """Those that the model knows."""
+    resampled: tuple[str, ...] = ()
+    """Those of them whose actions are known well enough to be told at other rates."""
 
     def __call__(self, sample: Sample) -> ClipSteps:
         """Returns the steps of a clip.
@@ -72,12 +79,17 @@ class StepFrames:
         Raises:
             SkipItemError: see `IDMLabeler.label`.
         """
-        embodiment, windows = self.embodiment_of(sample), self.windows
-        self._check_views(sample)
+        embodiment, windows, own = self.embodiment_of(sample), self.windows, None
+        check_views(sample, self.model, self.embodiments[embodiment])
+        check_robot(sample, embodiment, self.embodiments[embodiment])
         try:
             steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.rate_tolerance)
         except SkipItemError as error:
-            raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
+            if embodiment in self.resampled:
+                own = windows_at_frames(windows, self.rate_hz, sample.times_s)
+            if own is None:
+                raise SkipItemError(error.reason, f"{sample.key}: {error.detail}") from error
+            steps, windows = Steps(list(range(len(sample))), 1), own
         spans = steps.trim(segments(steps.frames, cuts_of(sample)))
         if max(last - first for first, last in spans) <= windows.horizon:
             raise SkipItemError(
@@ -85,30 +97,21 @@ class StepFrames:
                 f"{sample.key}: no shot of it has the {windows.horizon + 1} frames of a window at {self.rate_hz:g} Hz",
             )
         pixels = resized_frames(sample, steps.frames, self.model.picture_px)
+        check_pictures(sample.key, pixels, self.model)
         return ClipSteps(
-            sample.key, embodiment, sample.times_s, steps, list(spans), pixels, self._state(sample, steps.frames)
+            sample.key, embodiment, sample.times_s, steps, list(spans), pixels, self._state(sample, steps.frames), own
         )
 
-    def _check_views(self, sample: Sample) -> None:
-        """A quadrant that became a sample of its own holds one view, whatever its name."""
-        view = sample.meta.get("view")
-        if view and len(self.model.views) > 1:
-            raise SkipItemError(
-                "views",
-                f"{sample.key} is the view '{view}' alone, the model sees {len(self.model.views)} views of one "
-                "picture; pack with --split_grid=none",
-            )
-
     def _state(self, sample: Sample, frames: Sequence[int]) -> NDArray[np.float32] | None:
-        if self.model.state == "none":
+        if self.model.state == "none" and not self.model.needs_state:
             return None
-        if sample.state is None and self.model.state == "required":
+        if sample.state is None and self.model.needs_state:
             raise SkipItemError("state", f"{sample.key} has no states, and the model was trained to need them")
         if sample.state is None:
             return None
         state = sample.state[frames]
         bad = np.flatnonzero(~np.isfinite(state).all(1))
-        if len(bad) and self.model.state == "required":
+        if len(bad) and self.model.needs_state:
             raise SkipItemError("state", f"{sample.key}: the state at frame {frames[bad[0]]} is not a finite number")
         return state
 
@@ -140,7 +143,7 @@ class IDMLabeler:
 
     def __init__(
         self,
-        model: InverseDynamicsModel,
+        model: Predictor,
         config: IDMConfig,
         embodiments: Mapping[str, Mapping[str, Any]],
         weights_sha256: str,
@@ -150,8 +153,12 @@ class IDMLabeler:
         self.model, self.config, self.weights_sha256 = model.eval(), config, weights_sha256
         self.rate_hz = config.windows.rate_hz
         self.embodiments = {name: dict(description) for name, description in embodiments.items()}
-        self.prepare = StepFrames(config.windows, self.rate_hz, config.model, tuple(self.embodiments))
+        shapes = {name: Shape.of(about) for name, about in self.embodiments.items()}
         self.bodies = {name: Body.of(about) for name, about in self.embodiments.items()}
+        # What is told as a difference to a step's state cannot be told between two states.
+        can = config.model.target != "from_state"
+        known = tuple(n for n, body in self.bodies.items() if can and declares_all(body.groups, len(body.mean)))
+        self.prepare = StepFrames(config.windows, self.rate_hz, config.model, shapes, known)
 
     def digest(self) -> str:
         """Returns the digest of everything that decides a label: weights, sizes, windows, normalisers."""
@@ -173,6 +180,7 @@ class IDMLabeler:
             "units": "physical",
             "normaliser": {name: body.normalizer.to_dict() for name, body in self.bodies.items()},
             "groups": {name: [group.to_dict() for group in body.groups] for name, body in self.bodies.items()},
+            "calibrated": {name: about.get("calibrated", True) for name, about in self.embodiments.items()},
         }
 
     def schema(self) -> pa.Schema:
@@ -201,8 +209,9 @@ class IDMLabeler:
             clips: what ``prepare`` returned, or samples.
 
         Raises:
-            SkipItemError: a clip of another embodiment (``embodiment``) or with other views (``views``), without frames
-                at the model's rate (``rate``) or states that it needs (``state``), or with no whole window (``short``).
+            SkipItemError: a clip of another embodiment (``embodiment``) or robot (``robot``), with other views
+                (``views``), without frames at the model's rate (``rate``) or states that it needs (``state``), or with
+                no whole window (``short``).
         """
         ready = [clip if isinstance(clip, ClipSteps) else self.prepare(clip) for clip in clips]
         found = self._predict(ready, self.config.windows)
@@ -220,14 +229,20 @@ class IDMLabeler:
     def _predict(self, clips: Sequence[ClipSteps], windows: WindowConfig) -> list[ClipActions]:
         """Returns the labels of each clip; those of one embodiment, whose networks they share, go together."""
         found: dict[int, ClipActions] = {}
-        for embodiment in dict.fromkeys(clip.embodiment for clip in clips):
-            body, own = self.bodies[embodiment], [n for n, clip in enumerate(clips) if clip.embodiment == embodiment]
+        for embodiment, own in dict.fromkeys((clip.embodiment, clip.windows) for clip in clips):
+            body = self.bodies[embodiment]
+            alike = [n for n, clip in enumerate(clips) if (clip.embodiment, clip.windows) == (embodiment, own)]
             seen = [
                 ClipInput(clips[n].pixels, clips[n].spans, body.state_of(clips[n].state), clips[n].steps.every)
-                for n in own
+                for n in alike
             ]
-            found |= zip(own, predict_clips(self.model, seen, windows, embodiment, body.rule), strict=True)
+            shape = windows if own is None else replace(own, stride=min(windows.stride, own.horizon))
+            told = None if own is None else self._at_frames(own, body)
+            found |= zip(alike, predict_clips(self.model, seen, shape, embodiment, body.rule, told=told), strict=True)
         return [found[n] for n in range(len(clips))]
+
+    def _at_frames(self, own: WindowConfig, body: Body) -> FrameTimes:
+        return FrameTimes(own, self.rate_hz, body.groups, body.normalizer)
 
     def embodiment_of(self, sample: Sample) -> str:
         """Returns the embodiment whose output network a sample needs, or skips the sample by name."""
@@ -236,9 +251,16 @@ class IDMLabeler:
     def _table(self, clip: ClipSteps, actions: ClipActions) -> pa.Table:
         steps, body = clip.steps, self.bodies[clip.embodiment]
         mean, std = physical(actions, body.normalizer)
-        why = doubts(mean, std, body, self.config.gate)
-        if clip.state is not None:
-            why["state"] = np.asarray(~np.isfinite(clip.state[actions.step]).all(1))
+        # The limits are those of one step of the model.
+        longer = 1.0 if clip.windows is None else self._at_frames(clip.windows, body).lengths(mean.shape[1])
+        steps_of = np.asarray(1 / np.asarray(longer), np.float32)
+        why = doubts(mean * steps_of, std * steps_of, body, self.config.gate)
+        if clip.state is not None and self.config.model.target == "from_state":
+            mean = mean + clip.state[actions.step]
+        told = None if clip.state is None else body.state_of(clip.state[actions.step])
+        if told is not None:
+            # A row that is not known is all NaN, and past every limit.
+            why["state"] = np.asarray(~(np.abs(told) <= self.config.gate.max_state).all(1))
         gated = np.any(list(why.values()), axis=0)
         first = np.asarray(steps.frames)[actions.step]
         # A step between two frames of a slow clip lies its share of a frame after the first.
@@ -287,9 +309,17 @@ def doubts(
 def load(model_dir: str, device: str = "cpu") -> IDMLabeler:
     """Returns the labeler of a trained model: the entry point ``idm`` of ``pyramid.labelers``.
 
+    The folder may also be a published one of GR00T-Dreams.
+
     Raises:
         DataError: no complete inverse dynamics model in the folder.
     """
+    if is_published(model_dir):
+        # Imported late: it takes seconds, and models of our own rarely need it.
+        from idm.released import read_released
+
+        found = read_released(model_dir)
+        return IDMLabeler(found.model.to(device), found.config, found.embodiments, found.weights_sha256)
     description, state = load_model_files(model_dir, "idm")
     config = from_dict(IDMConfig, description["config"])
     embodiments = description["extra"]["embodiments"]

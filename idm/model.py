@@ -6,7 +6,8 @@ K frames of a window, V views, S side, H horizon, D action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from pyramid.errors import ConfigError
 from pyramid.nn.embodiment import EmbodimentMLP
 from pyramid.rng import torch_generator
 
-__all__ = ["Confidence", "InverseDynamicsModel", "augmented"]
+__all__ = ["Confidence", "InverseDynamicsModel", "Predictor", "augmented"]
 
 Dims = Mapping[str, tuple[int, int]]
 _STATE_WIDTH = 64
@@ -40,6 +41,34 @@ class Confidence(nn.Module):
         """float32 [H, D]: what a vote of each step of a window counts, > 0."""
         self.factor = nn.Parameter(torch.ones(dim), requires_grad=False)
         """float32 [D]: what the standard deviation is multiplied with so that the 90 % interval holds 90 %."""
+
+
+class Predictor(Protocol):
+    """A network that labels: ours, or a published one."""
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """See `InverseDynamicsModel.look`."""
+        ...
+
+    def confidence(self, embodiment: str) -> Confidence:
+        """See `InverseDynamicsModel.confidence`."""
+        ...
+
+    def __call__(self, looked: Tensor, present: Tensor, state: Tensor | None, embodiment: str) -> Tensor:
+        """See `InverseDynamicsModel.forward`."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `nn.Module.parameters`."""
+        ...
+
+    def eval(self) -> Self:
+        """See `nn.Module.eval`."""
+        ...
+
+    def compile(self) -> None:
+        """See `nn.Module.compile`."""
+        ...
 
 
 class InverseDynamicsModel(nn.Module):

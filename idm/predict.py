@@ -15,7 +15,8 @@ from torch import Tensor
 
 from idm.config import WindowConfig
 from idm.joining import JoinRule
-from idm.model import Confidence, InverseDynamicsModel
+from idm.model import Confidence, Predictor
+from idm.other_rates import FrameTimes
 from idm.windows import Votes, vote, window_frames, window_starts
 from pyramid.nn.transfer import on_device, pass_rows
 
@@ -55,7 +56,7 @@ class ClipActions(NamedTuple):
 
 @torch.inference_mode()
 def predict_chunks(
-    model: InverseDynamicsModel, clips: Sequence[ClipInput], windows: WindowConfig, embodiment: str
+    model: Predictor, clips: Sequence[ClipInput], windows: WindowConfig, embodiment: str
 ) -> list[list[tuple[int, int, Chunks]]]:
     """Predicts every window of clips, in passes of one constant shape filled across them; looks once at each frame.
 
@@ -126,7 +127,7 @@ def _states(windows: Sequence[_Window]) -> Tensor:
     return torch.from_numpy(np.stack([unknown if window.state is None else window.state for window in windows]))
 
 
-def _looked(model: InverseDynamicsModel, frames: Tensor, device: torch.device) -> Tensor:
+def _looked(model: Predictor, frames: Tensor, device: torch.device) -> Tensor:
     parts, size = [], pass_rows(device)
     for at in range(0, len(frames), size):
         part = frames[at : at + size]
@@ -136,18 +137,20 @@ def _looked(model: InverseDynamicsModel, frames: Tensor, device: torch.device) -
 
 
 def predict_clip(
-    model: InverseDynamicsModel, clip: ClipInput, windows: WindowConfig, embodiment: str, rule: JoinRule | None = None
+    model: Predictor, clip: ClipInput, windows: WindowConfig, embodiment: str, rule: JoinRule | None = None
 ) -> ClipActions:
     """Labels the steps of one clip; see `predict_clips`."""
     return predict_clips(model, [clip], windows, embodiment, rule)[0]
 
 
 def predict_clips(
-    model: InverseDynamicsModel,
+    model: Predictor,
     clips: Sequence[ClipInput],
     windows: WindowConfig,
     embodiment: str,
     rule: JoinRule | None = None,
+    *,
+    told: FrameTimes | None = None,
 ) -> list[ClipActions]:
     """Labels the steps of clips; spans too short for a window are left out.
 
@@ -157,23 +160,35 @@ def predict_clips(
         windows: the shape of a window.
         embodiment: whose actions.
         rule: which dimensions are rotations or switches.
+        told: takes actions to the frames of clips at another rate than the model's; ``windows`` count their frames.
     """
     known = model.confidence(embodiment)
     weights, none = known.weights.detach().cpu().numpy(), np.zeros(0, np.int64)
+    lengths = None if told is None else told.lengths(weights.shape[1])
+    if told is not None:
+        weights = told.weights(weights)
     no_rows = np.zeros((0, weights.shape[1]), np.float32)
     labelled = []
     for shots in predict_chunks(model, clips, windows, embodiment):
         parts = [ClipActions(none, no_rows, no_rows, none)]
         for first, last, chunks in shots:
-            votes = vote(chunks, last - first, weights, rule)
+            votes = vote(chunks if told is None else told.chunks(chunks), last - first, weights, rule)
             steps = first + np.arange(len(votes.n_votes))
-            parts.append(ClipActions(steps, votes.mean, with_spread(votes, known), votes.n_votes))
+            parts.append(ClipActions(steps, votes.mean, with_spread(votes, known, lengths), votes.n_votes))
         labelled.append(ClipActions(*(np.concatenate(column) for column in zip(*parts, strict=True))))
     return labelled
 
 
-def with_spread(votes: Votes, known: Confidence) -> NDArray[np.float32]:
-    """Returns the standard deviation of joined votes, float32 [P, D]: their variance, and what calibration found."""
+def with_spread(votes: Votes, known: Confidence, lengths: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    """Returns the standard deviation of joined votes, float32 [P, D]: their variance, and what calibration found.
+
+    Args:
+        votes: joined votes.
+        known: what calibration found, for actions of one step of the model.
+        lengths: float64 [D], how much larger actions are than those of one step; None: no larger.
+    """
     spread, factor = known.spread.detach().cpu().numpy(), known.factor.detach().cpu().numpy()
     beyond = np.where(votes.n_votes[:, None] > 1, spread[1], spread[0])
+    if lengths is not None:
+        beyond = beyond * lengths
     return np.asarray(np.sqrt(votes.variance + beyond**2) * factor, np.float32)

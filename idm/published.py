@@ -6,15 +6,17 @@ Sizes are read off the weights, so that no configuration has to be run; facts ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from idm.dreams import DreamsIDM, read_dreams
 from pyramid import files
 from pyramid.errors import DataError
 
-__all__ = ["layout_of", "read_checkpoint"]
+if TYPE_CHECKING:
+    from idm.dreams import DreamsIDM
+
+__all__ = ["is_published", "layout_of", "read_checkpoint"]
 
 PREFIX = "action_head."
 _HEAD_WIDTH = 64
@@ -34,6 +36,8 @@ def read_checkpoint(folder: str) -> DreamsIDM:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    from idm.dreams import read_dreams
+
     parts = sorted(name for name in files.listdir(folder) if name.endswith(".safetensors"))
     if not parts or "config.json" not in files.listdir(folder):
         raise DataError(f"'{folder}' holds no published checkpoint (config.json and *.safetensors)")
@@ -48,8 +52,23 @@ def read_checkpoint(folder: str) -> DreamsIDM:
         raise DataError(f"'{folder}': {len(strange)} weights are none of an action head: {', '.join(strange[:4])}")
     head = {name.removeprefix(PREFIX): tensor.float() for name, tensor in weights.items()}
     document = files.read_json(files.join(folder, "config.json"))
-    declared = document.get("action_head_cfg") if isinstance(document, Mapping) else None
-    return read_dreams(layout_of(head, declared if isinstance(declared, Mapping) else {}), head)
+    return read_dreams(layout_of(head, _declared(document)), head)
+
+
+def is_published(folder: str) -> bool:
+    """Tells whether a folder holds a published checkpoint, by what its ``config.json`` configures."""
+    path = files.join(folder, "config.json")
+    document = files.read_json(path) if files.exists(path) else None
+    return isinstance(document, Mapping) and "action_head_cfg" in document and "kind" not in document
+
+
+def _declared(document: Any) -> dict[str, Any]:
+    """Returns the action head's configuration; the model's own horizon stands in where that has none."""
+    own = document.get("action_head_cfg") if isinstance(document, Mapping) else None
+    if not isinstance(own, Mapping):
+        return {}
+    whole = {key: document[key] for key in ("action_horizon",) if document.get(key)}
+    return {**whole, **{key: value for key, value in own.items() if value is not None}}
 
 
 def layout_of(weights: Mapping[str, Tensor], declared: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _LEVEL = 0.9
 MEANS_OF = 4
 """Steps whose mean is scored beside single steps: commands jitter in ways that no frame shows."""
 _SHARES = (0.25, 0.5, 0.75, 1.0)
+_FOREIGN = 0.1
+"""Share of foreign steps past which the model's statistics are doubted."""
 _Number = NDArray[np.floating]
 
 
@@ -94,6 +96,9 @@ class IDMEvaluation:
     """Share of the steps kept, the most certain first -> their mean squared error, normalised units."""
     gated: dict[str, float]
     """Share of the steps that the gate flags, by reason."""
+    foreign: float
+    """Share of the steps whose true action lies far outside what the model knows of the robot: by as much as the whole
+    range of its training actions, in any dimension that moves."""
     cycle: dict[str, float] | None
     """With a latent-action model: how much nearer than chance the latents are of steps with the same label (``label``)
     and with the same true action (``truth``); 0 is chance, 1 identical. None without such a model."""
@@ -103,10 +108,15 @@ class IDMEvaluation:
     """Why, a sentence each."""
 
     def __repr__(self) -> str:
-        mean = "-" if self.r2.mean is None else f"{self.r2.mean:.3f}"
+        mean, unvoted = ("-" if r2.mean is None else f"{r2.mean:.3f}" for r2 in (self.r2, self.r2_unvoted))
         lines = [f"{name}, {group}: {_score(s)}" for name, all_ in self.groups.items() for group, s in all_.items()]
+        risk = ", ".join(f"{error:.4f} ({float(share):.0%})" for share, error in self.risk.items())
+        lines.append(f"error of the most certain steps: {risk}")
+        if self.cycle is not None:
+            lines.append(f"steps with the same label look alike: {_cycle(self.cycle)}")
         return (
-            f"idm {self.verdict}: R2 {mean}, error {self.error:.4f} (mean action {self.baseline_error:.4f}), "
+            f"idm {self.verdict}: R2 {mean} (without votes {unvoted}), error {self.error:.4f} "
+            f"(mean action {self.baseline_error:.4f}), "
             f"lag {self.lag}, 90 % interval holds {self.coverage:.0%}, calibration {self.calibration:.3f}, "
             f"{self.steps} steps of {self.clips} clips" + "".join(f"\n  - {line}" for line in [*self.reasons, *lines])
         )
@@ -185,7 +195,13 @@ def measure(series: Sequence[Series], bodies: Mapping[str, Body], largest_lag: i
             reason: float(np.concatenate([one.why[reason] for one in series if reason in one.why]).sum() / steps)
             for reason in sorted({reason for one in series for reason in one.why})
         },
+        "foreign": float(np.concatenate([_foreign(one.truth, bodies[one.embodiment]) for one in series]).mean()),
     }
+
+
+def _foreign(truth: _Number, body: Body) -> NDArray[np.bool_]:
+    reach = np.where(body.moves, body.high - body.low, np.inf)
+    return np.asarray(((truth < body.low - reach) | (truth > body.high + reach)).any(1))
 
 
 def _mean_of(scores: dict[str, list[float | None]]) -> R2:
@@ -211,8 +227,15 @@ def _known_mean(values: Sequence[float | None]) -> float | None:
 
 
 def _score(score: GroupScore) -> str:
-    r2 = "constant in these clips" if score.r2 is None else f"R2 {score.r2:.3f}"
-    return f"{r2}, RMSE {score.rmse:.4g} (mean action {score.baseline_rmse:.4g})"
+    if score.r2 is None:
+        return f"constant in these clips, RMSE {score.rmse:.4g} (mean action {score.baseline_rmse:.4g})"
+    known = {"spread ratio": score.std_ratio, "90 % interval holds": score.coverage}
+    rest = "".join(f", {name} {value:.2f}" for name, value in known.items() if value is not None)
+    return f"R2 {score.r2:.3f}, RMSE {score.rmse:.4g} (mean action {score.baseline_rmse:.4g}){rest}"
+
+
+def _cycle(cycle: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in cycle.items()) + " (0: chance, 1: identical)"
 
 
 def _risk(scaled: Sequence[tuple[_Number, ...]]) -> dict[str, float]:
@@ -246,6 +269,11 @@ def judge(e: IDMEvaluation) -> tuple[Literal["good", "weak", "broken"], list[str
         for name, i, r in ratios
         if not 0.7 <= r <= 1.3
     ]
+    if e.foreign > _FOREIGN:
+        weak.append(
+            f"{e.foreign:.0%} of the true actions lie far outside what training showed: statistics of another robot, "
+            "other units, or episodes unlike the training ones"
+        )
     if not 0.8 <= e.coverage <= 0.97:
         weak.append(f"action_std is off: its 90 % interval holds {e.coverage:.0%} of the true values")
     told = {

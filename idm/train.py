@@ -32,6 +32,7 @@ from idm.vision import SiglipEyes, split_views
 from idm.windows import segments
 from pyramid import files
 from pyramid.config import resolve
+from pyramid.errors import ConfigError
 from pyramid.rng import rng, seed_of
 from pyramid.shards.frames import ClipFrames
 from pyramid.training import StepModule, TrainResult, plan_only, require_data, train_model
@@ -161,7 +162,8 @@ def train_idm(
         **overrides: dotted options on top of the config, such as ``{"trainer.max_steps": 20}``.
 
     Raises:
-        ConfigError: an option that does not exist or is out of range, no shards, no ``out``, or clips of several rates.
+        ConfigError: an option that does not exist or is out of range, no shards, no ``out``, clips of several rates, or
+            rotations that are to be told from states.
         DataError: no clip with actions at the rate that is as long as a window.
     """
     resolved = resolve(IDMConfig, config, **overrides)
@@ -175,10 +177,12 @@ def train_idm(
     rate_hz = training_rate(clips.rows, resolved.windows.rate_hz)
     resolved = replace(resolved, windows=resolved.windows.at_rate(rate_hz))
     kept, aside = hold_aside(
-        load_demonstrations(clips, resolved.windows, rate_hz), size.calibration_share, trainer.seed
+        load_demonstrations(clips, resolved.windows, rate_hz, size.target), size.calibration_share, trainer.seed
     )
     actions, states = fit_normalizers(kept), fit_states(kept)
     about = describe_embodiments(kept, actions, states, modality)
+    if size.target == "from_state":
+        about = {name: {**one, "groups": _differences(name, one["groups"])} for name, one in about.items()}
     sampler = WindowSampler(
         clips, kept, actions, states, resolved.windows, seed=trainer.seed, batch_size=trainer.batch_size
     )
@@ -201,6 +205,17 @@ def train_idm(
         extra={"embodiments": about},
         resume=resume,
     )
+
+
+def _differences(name: str, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the groups of what actions differ from states by: of a switch that is no switch, of a rotation none."""
+    turned = [group["name"] for group in groups if group["kind"] not in ("linear", "binary")]
+    if turned:
+        raise ConfigError(
+            f"model.target from_state cannot tell the rotations of '{name}' ({', '.join(turned)}) from its states; "
+            "use model.target action"
+        )
+    return [{**group, "kind": "linear"} for group in groups]
 
 
 def _calibrate(

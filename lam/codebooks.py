@@ -15,6 +15,9 @@ from vector_quantize_pytorch.vector_quantize_pytorch import batched_sample_vecto
 
 __all__ = ["HitCounter", "all_mean", "draw_rows", "synchronise", "world_size"]
 
+_HITS_TO_TELL = 4
+"""Hits that a code at the limit has in what `HitCounter` remembers; by chance it has none in one case of 55."""
+
 
 def world_size() -> int:
     """Returns the number of processes that train together."""
@@ -70,17 +73,21 @@ def draw_rows(e: Tensor, count: int) -> Tensor:
 class HitCounter(nn.Module):
     """Moving average of how often each code is hit, over all ranks; a part of the model's state.
 
+    It remembers as many tokens as tell a dead code from a seldom one, however many steps these are: a code that is no
+    longer hit is found dead within three times as many, in a short run of large batches too.
+
     Args:
         n_codes: codes counted.
-        decay: decay of the average, in (0, 1).
         dead_share: a code below this share of the uniform rate is dead, in [0, 1).
+        tokens_per_step: tokens in one training batch, over all ranks.
     """
 
     hits: Tensor
 
-    def __init__(self, n_codes: int, decay: float, dead_share: float) -> None:
+    def __init__(self, n_codes: int, dead_share: float, tokens_per_step: int) -> None:
         super().__init__()
-        self.decay, self.dead_share = decay, dead_share
+        self.dead_share = dead_share
+        self.weight = min(1.0, tokens_per_step * dead_share / (_HITS_TO_TELL * n_codes))
         self.register_buffer("hits", torch.full((n_codes,), 1 / n_codes))
 
     @torch.no_grad()
@@ -92,7 +99,7 @@ class HitCounter(nn.Module):
         counts = torch.bincount(codes.flatten(), minlength=len(self.hits)).to(self.hits)
         if world_size() > 1:
             distributed.all_reduce(counts)
-        self.hits.lerp_(counts / counts.sum(), 1 - self.decay)
+        self.hits.lerp_(counts / counts.sum(), self.weight)
         dead = self.hits < self.dead_share / len(self.hits)
         self.hits[dead] = 1 / len(self.hits)
         return dead

@@ -49,11 +49,12 @@ class QuantizerConfig:
     stages: int = 2
     """Codebooks of ``residual_vq``, >= 1; each token has as many codes."""
     decay: float = 0.99
-    """Decay of the moving averages of codes and of their hits, in (0, 1)."""
+    """Decay of the moving averages that ``vq_ema`` and ``residual_vq`` have for codes and hits, in (0, 1)."""
     commitment: float = 0.25
     """Weight of the pull of a token towards its code, >= 0; not of ``nsvq``, ``fsq``, ``lfq``, ``vae``."""
     dead_code_share: float = 0.0625
-    """A code hit less often than this share of the uniform rate is drawn anew, in [0, 1); 0 never does."""
+    """A code hit less often than this share of the uniform rate is drawn anew, in [0, 1); 0 never does. Hits are an
+    average over ``decay``; ``nsvq`` and ``simvq`` count them over no more tokens than it takes to tell."""
     entropy_weight: float = 0.1
     """Weight of the entropy loss of ``lfq``: tokens sure of their code, all codes in use, >= 0."""
     kl_weight: float = 2e-4
@@ -106,6 +107,8 @@ class ModelConfig:
     """``cnn``: both frames and their difference, trains on little; ``transformer``: space, then causal time."""
     encoder_input: Literal["pixels", "features"] = "pixels"
     """What the transformer encoder sees; ``features`` are those of the target (UniVLA)."""
+    encoder_sees: Literal["colours", "edges"] = "colours"
+    """What of the pixels the CNN sees; ``edges`` tell less, but look alike on bodies of other colours."""
     decoder: Literal["film", "transformer"] = "film"
     """``film``: U-Net steered by the tokens, for pixels; ``transformer``: tokens beside the first frame's patches."""
     encoder_widths: tuple[int, int, int] = (32, 48, 64)
@@ -143,6 +146,8 @@ class ModelConfig:
             raise ValueError(f"patch_px must divide image_size_px {self.image_size_px}, got {self.patch_px}")
         if self.encoder == "cnn" and self.encoder_input == "features":
             raise ValueError("the cnn encoder sees pixels; set encoder=transformer for encoder_input=features")
+        if self.encoder == "transformer" and self.encoder_sees == "edges":
+            raise ValueError("the transformer encoder sees colours or features; set encoder=cnn for encoder_sees=edges")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +186,12 @@ class PairConfig:
     static_threshold: float = 0.02
     """A pair is static below this motion: largest mean |difference| over an 8 x 8 grid of blocks, in [0, 1];
     compression alone reaches about 0.02."""
+    shuffle_frames: int = 8192
+    """Frames over which the pairs of a clip are spread in training, >= 1: so many are mixed at a time. Of data that has
+    no more every pair is drawn from all."""
     cache_mb: int = 256
-    """Bound of the cache of decoded frames, MiB, >= 0; data that fits is decoded once."""
+    """Bound of the cache of decoded frames, MiB, >= 0. Data that fits is decoded once; larger data once an epoch if
+    twice ``shuffle_frames`` fit, at 12 KiB a frame of 64 px and 147 KiB of 224 px."""
 
     def __post_init__(self) -> None:
         """Refuses gaps and rates that are not positive."""
@@ -194,6 +203,8 @@ class PairConfig:
             raise ValueError(f"label_hz must be positive or None, got {self.label_hz}")
         if not 0 <= self.static_threshold <= 1 or self.cache_mb < 0:
             raise ValueError(f"static_threshold {self.static_threshold} or cache_mb {self.cache_mb} out of range")
+        if self.shuffle_frames < 1:
+            raise ValueError(f"shuffle_frames must be at least 1, got {self.shuffle_frames}")
 
 
 @dataclass(frozen=True, kw_only=True)

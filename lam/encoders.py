@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lam.config import ModelConfig
+from lam.edges import edges
 from lam.layers import Residual, conv
 from lam.views import Context, GapEmbedding, Spec, View, to_patches
 from pyramid.nn.attention import Attention, FeedForward
@@ -29,9 +30,9 @@ class CNNEncoder(nn.Module):
     def __init__(self, config: ModelConfig, specs: Sequence[Spec]) -> None:
         super().__init__()
         fine, middle, coarse = config.encoder_widths
-        self.specs = list(specs)
+        self.specs, self.sees = list(specs), config.encoder_sees
         self.body = nn.Sequential(
-            conv(9, fine, kernel=5, stride=2),
+            conv(3 if self.sees == "edges" else 9, fine, kernel=5, stride=2),
             conv(fine, middle, stride=2),
             Residual(middle),
             conv(middle, coarse, stride=2),
@@ -45,6 +46,8 @@ class CNNEncoder(nn.Module):
     def forward(self, first: View, second: View, context: Context) -> list[Tensor]:
         """Returns the tokens of each bottleneck, float32 [B, N, D]."""
         a, b = first.pixels, second.pixels
+        if self.sees == "edges":
+            a, b = edges(a), edges(b)
         x = torch.cat([a - 0.5, b - 0.5, b - a], dim=1).contiguous(memory_format=torch.channels_last)
         x = self.body(x).flatten(1)
         if self.gap is not None:

@@ -5,19 +5,16 @@ The files are those that `lam.train` writes, with a card beside them; nothing in
 
 from __future__ import annotations
 
-import os
 from typing import Any, Self
 
 from lam.config import LAMConfig
 from lam.model import LatentActionModel
 from lam.run import load_model
 from pyramid import files
-from pyramid.nn.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_model_config, save_model
+from pyramid.nn.checkpoint import read_model_config, save_model
+from pyramid.nn.hub import CARD_FILE, local_folder, push_folder
 
 __all__ = ["CARD_FILE", "PretrainedLAM", "model_card"]
-
-CARD_FILE = "README.md"
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 
 
 class PretrainedLAM:
@@ -44,7 +41,7 @@ class PretrainedLAM:
         Raises:
             DataError: what is there is no complete latent-action model.
         """
-        folder = name if files.exists(name) else _downloaded(name, revision)
+        folder = local_folder(name, revision)
         model, config, _ = load_model(folder, device)
         return cls(model, config, read_model_config(folder, "lam")["provenance"])
 
@@ -71,21 +68,7 @@ class PretrainedLAM:
             private: whether a repository that is made now is private.
             token: access token; None takes the one that ``hf auth login`` stored.
         """
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="A latent-action model"))
-
-
-def _downloaded(name: str, revision: str | None) -> str:
-    from huggingface_hub import snapshot_download
-
-    return os.fspath(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return push_folder(self.save_pretrained, repo_id, private=private, token=token, message="A latent-action model")
 
 
 def model_card(model: LatentActionModel, config: LAMConfig) -> str:

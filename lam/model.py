@@ -64,7 +64,7 @@ class Background(nn.Module):
 
     def __init__(self, config: QuantizerConfig, n_tokens: int) -> None:
         super().__init__()
-        self.quantizer = build_quantizer(config, vectors_per_step=1).requires_grad_(False).eval()
+        self.quantizer = build_quantizer(config, 1, n_tokens).requires_grad_(False).eval()
         self.spec: Spec = (n_tokens, config.dim)
         self.commitment = config.commitment
 
@@ -93,7 +93,7 @@ class LatentActionModel(nn.Module):
         vectors = (
             trainer.batch_size * trainer.devices * model.n_tokens
         )  # codes are counted over all ranks, at each pass
-        self.quantizer = build_quantizer(config.quantizer, vectors)
+        self.quantizer = build_quantizer(config.quantizer, vectors, model.n_tokens)
         self.features = (
             FrozenFeatures.described_by(facts.vision, config.target, model.image_size_px) if facts.vision else None
         )

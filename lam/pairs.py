@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lam.config import PairConfig
+from lam.order import PairOrder
 from pyramid.errors import DataError
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames
 
-__all__ = ["Measured", "Pair", "PairBatch", "PairSampler", "find_pair", "label_pairs", "motion"]
+__all__ = ["Drawn", "Measured", "Pair", "PairBatch", "PairSampler", "find_pair", "label_pairs", "motion"]
 
 _BLOCKS = 8
 _DRAWS = 64
@@ -149,6 +150,17 @@ def motion(first: Tensor, second: Tensor) -> Tensor:
     return blocks.flatten(1).amax(1)
 
 
+class Drawn(NamedTuple):
+    """A pair that was drawn."""
+
+    clip: int
+    """Number of the clip."""
+    pair: Pair
+    """Its frames' indices."""
+    frames: tuple[Tensor, Tensor]
+    """uint8 [3, S, S] each, RGB."""
+
+
 class Signals(Protocol):
     """What fills a batch with more than frames, see `lam.signals`."""
 
@@ -167,7 +179,9 @@ class Signals(Protocol):
 class PairSampler:
     """Training pairs as a pure function of the step: no worker, order or earlier step has a say in them.
 
-    Every second of video is equally likely, whatever clip it is in; a clip shorter than the gap gives no pair.
+    Every second of video is equally likely, whatever clip it is in; a clip shorter than the gap gives no pair. Of no
+    more than ``shuffle_frames`` every pair is drawn from all; of more, pairs come from a few clips at a time (see
+    `lam.order`), so that a frame is decoded once an epoch.
 
     Args:
         clips: clips to draw from.
@@ -193,10 +207,14 @@ class PairSampler:
         self._cumulative = np.cumsum(np.maximum(room, 0))
         lent = np.isin(np.arange(len(clips)), signals.labelled if signals else [])
         self._labelled = np.cumsum(np.where(lent, np.maximum(room, 0), 0))
+        self.order = None
+        if sum(row["frames"] for row in clips.rows) > config.shuffle_frames:
+            self.order = PairOrder(clips, room, seed=seed, spread=config.shuffle_frames)
+            clips.drops_oldest = True
 
     def batch_at(self, step: int) -> PairBatch:
         """Returns the pairs of training step ``step`` (>= 0)."""
-        drawn = [self.draw("train", step, place) for place in range(self.batch_size)]
+        drawn = [self._next(step, place) for place in range(self.batch_size)]
         if self.signals is not None and self._labelled[-1] > 0:
             rows = range(self.signals.labelled_rows)
             drawn += [self._draw(self._labelled, ("labelled", step, place), self.signals) for place in rows]
@@ -209,33 +227,50 @@ class PairSampler:
         further = self.signals.of([(index, pair) for index, pair, _ in drawn]) if self.signals else {}
         return PairBatch(first, second, weight, moved, gaps, **further)
 
-    def draw(self, *key: str | int) -> tuple[int, Pair, tuple[Tensor, Tensor]]:
-        """Returns the pair that belongs to ``key``: its clip, its frames' indices, and the frames uint8 [3, S, S]."""
+    def draw(self, *key: str | int) -> Drawn:
+        """Returns the pair that belongs to ``key``, drawn from all clips."""
         return self._draw(self._cumulative, key)
 
-    def _draw(
-        self, cumulative: NDArray[np.float64], key: tuple[str | int, ...], among: Signals | None = None
-    ) -> tuple[int, Pair, tuple[Tensor, Tensor]]:
+    def _next(self, step: int, place: int) -> Drawn:
+        """Returns a pair of a training step."""
+        if self.order is None:
+            return self.draw("train", step, place)
+        generator = rng(self.seed, "pair", "train", step, place)
+        clip, at = self.order.at(step * self.batch_size + place, generator.random())
+        for _ in range(_DRAWS):
+            if (found := self._pair(clip, at, generator.random())) is not None:
+                return found
+            at = generator.random()  # elsewhere in the clip: it is decoded already
+        return self.draw("train", step, place)
+
+    def _draw(self, cumulative: NDArray[np.float64], key: tuple[str | int, ...], among: Signals | None = None) -> Drawn:
         generator = rng(self.seed, "pair", *key)
-        for _ in range(_DRAWS if among is None else _LENT_DRAWS):
+        draws = _DRAWS if among is None else _LENT_DRAWS
+        for _ in range(draws):
             clip, at, stretch = generator.random(3)
             index = int(np.searchsorted(cumulative, clip * cumulative[-1], side="right"))
-            gap_s = self.config.gap_s * (1 + self.config.jitter * stretch)
-            times_s = self.clips.times_s(index)
-            latest = float(times_s[-1]) - gap_s
-            start_s = float(times_s[0]) + at * max(latest - float(times_s[0]), 0.0)
-            pair = find_pair(times_s, start_s, gap_s, self.clips.rows[index]["cuts"] or ())
-            if pair is None or (among is not None and not among.lends(index, pair)):
-                continue
-            first, second = self.clips.frames(index, [pair.first, pair.second])
-            if self.config.static_policy == "dropped" and self._is_static(first, second):
-                continue
-            return index, pair, (first, second)
+            if (found := self._pair(index, at, stretch, among, keep=self.order is None)) is not None:
+                return found
         raise DataError(
-            f"{_DRAWS if among is None else _LENT_DRAWS} draws found no {'' if among is None else 'labelled '}pair of "
-            f"frames {self.config.gap_s} s apart"
+            f"{draws} draws found no {'' if among is None else 'labelled '}pair of frames {self.config.gap_s} s apart"
             + (" with motion; set pairs.static_policy=scored" if self.config.static_policy == "dropped" else "")
         )
+
+    def _pair(
+        self, index: int, at: float, stretch: float, among: Signals | None = None, *, keep: bool = True
+    ) -> Drawn | None:
+        """Returns the pair of a clip that starts at a share of the room for starts, with a share of the jitter."""
+        gap_s = self.config.gap_s * (1 + self.config.jitter * stretch)
+        times_s = self.clips.times_s(index)
+        latest = float(times_s[-1]) - gap_s
+        start_s = float(times_s[0]) + at * max(latest - float(times_s[0]), 0.0)
+        pair = find_pair(times_s, start_s, gap_s, self.clips.rows[index]["cuts"] or ())
+        if pair is None or (among is not None and not among.lends(index, pair)):
+            return None
+        first, second = self.clips.frames(index, [pair.first, pair.second], keep=keep)
+        if self.config.static_policy == "dropped" and self._is_static(first, second):
+            return None
+        return Drawn(index, pair, (first, second))
 
     def _is_static(self, first: Tensor, second: Tensor) -> bool:
         return float(motion(first[None], second[None])) < self.config.static_threshold

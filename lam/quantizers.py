@@ -19,8 +19,11 @@ __all__ = ["Quantized", "Quantizer", "build_quantizer"]
 
 _RESET_NOISE = 1e-2
 """Spread of a redrawn NSVQ code around a live token, in units of the tokens' own."""
-_LFQ_SHARPNESS = 100.0
-"""Inverse temperature of the soft assignment in the entropy loss of LFQ (arXiv 2310.05737's public code)."""
+_CENTRE_WEIGHT = 0.1
+"""Weight of a batch in the moving means of NSVQ's positions."""
+_LFQ_SHARPNESS = 10.0
+"""Inverse temperature of the soft assignment in the entropy loss of LFQ. Public code of arXiv 2310.05737 has 100; then
+only numbers within .01 of 0 get a gradient, and a token that began on one side stays there in a short run."""
 
 
 class Quantized(NamedTuple):
@@ -109,6 +112,8 @@ class FiniteScalar(Quantizer):
 class LookupFree(Quantizer):
     """Signs of a few numbers (LFQ, arXiv 2310.05737); its entropy loss, not a codebook, keeps codes alive.
 
+    The loss wants all codes in use at every position of a token: over all positions together, each could stick to one.
+
     The loss is written here: the library's takes the mean over ranks of a tensor that it has not summed over them.
     """
 
@@ -123,9 +128,9 @@ class LookupFree(Quantizer):
         return Quantized(z, codes.long(), loss, e)
 
     def _entropy_loss(self, e: Tensor) -> Tensor:
-        similarity = 2 * self.lfq.project_in(e).flatten(0, 1) @ self.lfq.codebook.T
+        similarity = 2 * self.lfq.project_in(e) @ self.lfq.codebook.T
         p = (similarity * _LFQ_SHARPNESS).softmax(-1)
-        own, whole = _entropy(p).mean(), _entropy(all_mean(p.mean(0)))
+        own, whole = _entropy(p).mean(), _entropy(all_mean(p.mean(0))).mean()
         return self.config.entropy_weight * (own - whole)
 
 
@@ -198,36 +203,54 @@ class NoiseSubstitution(Quantizer):
 
     The codebook learns through the length of the error, there is no further loss. Codes start as tokens of the first
     batch; a dead one becomes a live token with a little noise, for the whole run.
+
+    What is quantised is a token's distance from the moving mean of its position: nothing here draws positions together,
+    and where they lie apart, a codebook that all share would be spent on telling which position it is.
+
+    Args:
+        config: codebook options.
+        vectors_per_step: latent tokens in one training batch.
+        n_tokens: positions.
     """
 
     started: Tensor
+    centre: Tensor
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: QuantizerConfig, vectors_per_step: int, n_tokens: int) -> None:
         super().__init__(config)
         self.codebook = nn.Parameter(torch.zeros(config.codebook_size, config.dim))
-        self.counter = HitCounter(config.codebook_size, config.decay, config.dead_code_share)
+        self.counter = HitCounter(config.codebook_size, config.dead_code_share, vectors_per_step)
         self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("centre", torch.zeros(n_tokens, config.dim))
 
     def quantize(self, e: Tensor) -> Quantized:
         """Quantises float32 [B, N, D]."""
+        if self.training:
+            self._follow(e)
+        x = e - self.centre
         if self.training and not self.started:
-            self._redraw(torch.ones_like(self.counter.hits, dtype=torch.bool), e)
+            self._redraw(torch.ones_like(self.counter.hits, dtype=torch.bool), x)
             self.started.fill_(True)
-        codes = torch.cdist(e.detach().flatten(0, 1), self.codebook.detach()).argmin(-1).view(e.shape[:2])
+        codes = torch.cdist(x.detach().flatten(0, 1), self.codebook.detach()).argmin(-1).view(e.shape[:2])
         code = self.codebook[codes]
         if not self.training:
-            return Quantized(code, codes, e.new_zeros(()), e)
+            return Quantized(code + self.centre, codes, e.new_zeros(()), e)
         noise = nn.functional.normalize(torch.randn_like(e), dim=-1)
-        length = (e - code).square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        length = (x - code).square().sum(-1, keepdim=True).add(1e-12).sqrt()
         dead = self.counter.dead(codes)
         z = e + length * noise
         if dead.any():
-            self._redraw(dead, e)
+            self._redraw(dead, x)
         return Quantized(z, codes, e.new_zeros(()), e)
 
     @torch.no_grad()
-    def _redraw(self, dead: Tensor, e: Tensor) -> None:
-        rows = draw_rows(e.flatten(0, 1), 2 * len(dead))
+    def _follow(self, e: Tensor) -> None:
+        mean = all_mean(e.mean(0).view(*self.centre.shape[:1], -1, e.shape[-1]).mean(1))
+        self.centre.lerp_(mean, _CENTRE_WEIGHT if self.started else 1.0)
+
+    @torch.no_grad()
+    def _redraw(self, dead: Tensor, x: Tensor) -> None:
+        rows = draw_rows(x.flatten(0, 1), 2 * len(dead))
         fresh, other = rows.chunk(2)
         # Noise of the tokens' own spread, from the tokens: equal on every rank, as they are.
         fresh = fresh + _RESET_NOISE * (other - rows.mean(0))
@@ -238,12 +261,16 @@ class LinearCodebook(Quantizer):
     """A fixed random codebook seen through one learned matrix, so that codes move together (SimVQ, arXiv 2411.02038).
 
     A code that dies all the same gets a new fixed row: the one that the matrix maps to a live token.
+
+    Args:
+        config: codebook options.
+        vectors_per_step: latent tokens in one training batch.
     """
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    def __init__(self, config: QuantizerConfig, vectors_per_step: int) -> None:
         super().__init__(config)
         self.vq = SimVQ(config.dim, config.codebook_size, rotation_trick=False)
-        self.counter = HitCounter(config.codebook_size, config.decay, config.dead_code_share)
+        self.counter = HitCounter(config.codebook_size, config.dead_code_share, vectors_per_step)
 
     def quantize(self, e: Tensor) -> Quantized:
         """Quantises float32 [B, N, D]."""
@@ -261,24 +288,25 @@ class LinearCodebook(Quantizer):
             self.vq.frozen_codebook.data[dead] = rows[dead]  # past autograd, which still holds the old rows
 
 
-_KINDS: dict[str, Callable[[QuantizerConfig, int], Quantizer]] = {
-    "vq_ema": VectorQuantizer,
-    "vq_grad": VectorQuantizer,
-    "residual_vq": ResidualVectorQuantizer,
-    "nsvq": lambda config, _: NoiseSubstitution(config),
-    "fsq": lambda config, _: FiniteScalar(config),
-    "simvq": lambda config, _: LinearCodebook(config),
-    "lfq": lambda config, _: LookupFree(config),
-    "vae": lambda config, _: Variational(config),
-    "none": lambda config, _: Continuous(config),
+_KINDS: dict[str, Callable[[QuantizerConfig, int, int], Quantizer]] = {
+    "vq_ema": lambda config, vectors, _: VectorQuantizer(config, vectors),
+    "vq_grad": lambda config, vectors, _: VectorQuantizer(config, vectors),
+    "residual_vq": lambda config, vectors, _: ResidualVectorQuantizer(config, vectors),
+    "nsvq": NoiseSubstitution,
+    "fsq": lambda config, *_: FiniteScalar(config),
+    "simvq": lambda config, vectors, _: LinearCodebook(config, vectors),
+    "lfq": lambda config, *_: LookupFree(config),
+    "vae": lambda config, *_: Variational(config),
+    "none": lambda config, *_: Continuous(config),
 }
 
 
-def build_quantizer(config: QuantizerConfig, vectors_per_step: int) -> Quantizer:
+def build_quantizer(config: QuantizerConfig, vectors_per_step: int, n_tokens: int = 1) -> Quantizer:
     """Builds the quantiser that ``config.kind`` names.
 
     Args:
         config: quantiser options.
         vectors_per_step: batch size times tokens of a training step, over all ranks.
+        n_tokens: positions that may be told apart, a divisor of the tokens of a latent action.
     """
-    return _KINDS[config.kind](config, vectors_per_step)
+    return _KINDS[config.kind](config, vectors_per_step, n_tokens)

@@ -34,6 +34,8 @@ class LAMModule(StepModule):
     """A latent-action model with its loss, for the trainer."""
 
     model: LatentActionModel
+    clips: ClipFrames | None = None
+    """The training clips, whose decoding is logged."""
 
     def __init__(self, model: LatentActionModel, config: TrainerConfig) -> None:
         super().__init__(model, config)
@@ -62,6 +64,8 @@ class LAMModule(StepModule):
         codes = output.tokens.quantized.codes
         if codes is not None:
             logs |= code_usage(codes, model.quantizer.n_codes)
+        if self.clips is not None:
+            logs["decoded_per_used"] = self.clips.decoded / max(self.clips.used, 1)
         return torch.stack(list(terms.values())).sum(), {**logs, "motion": batch.motion.mean()}
 
     def pictures(self, batch: PairBatch) -> dict[str, Tensor]:
@@ -112,7 +116,7 @@ def train_lam(
     )
     sources = find_sources(resolved, clips)
     module = build_module(resolved, sources)
-    trainer = resolved.trainer
+    module.clips, trainer = clips, resolved.trainer
     sampler = PairSampler(
         clips,
         resolved.pairs,

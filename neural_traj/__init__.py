@@ -1,6 +1,6 @@
-"""Neural trajectories: clips from video world models, taken in and judged before anything is trained on them.
+"""Neural trajectories: clips from video world models, asked for, taken in, judged and labelled.
 
-Labelling them is left to `pyramid.labels`, generating them to the world models themselves.
+Labels are made by `pyramid.labels`, the videos by the world models. What needs torch is imported from its own module.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class Candidate:
     """Clip id, or key in a shard."""
     text: str
     """Instruction; empty when none is known."""
-    load: Callable[[], Frames]
-    """Decodes the clip; raises DataError or SkipItemError if that fails."""
+    load: Callable[..., Frames]
+    """Decodes the clip, at `SCORED_PX` or the side it is given; raises DataError or SkipItemError if that fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,14 @@ def open_clips(source: str, limit: int | None = None) -> Candidates:
 
 
 def _of_file(clip: Clip) -> Candidate:
+    return Candidate(item=clip.clip_id, text=clip.text, load=partial(_decoded, clip))
+
+
+def _decoded(clip: Clip, side_px: int = SCORED_PX) -> Frames:
     request = DecodeRequest(
-        start_s=clip.start_s, end_s=clip.end_s, source_hz=clip.source_hz, size_px=(SCORED_PX, SCORED_PX)
+        start_s=clip.start_s, end_s=clip.end_s, source_hz=clip.source_hz, size_px=(side_px, side_px)
     )
-    return Candidate(item=clip.clip_id, text=clip.text, load=partial(decode_apart, clip.video, request))
+    return decode_apart(clip.video, request)
 
 
 def _packed(shards: ShardSet, limit: int | None) -> Candidates:
@@ -88,6 +92,8 @@ def _packed(shards: ShardSet, limit: int | None) -> Candidates:
     return Candidates(clips=clips, refused=[], digest=shards.digest)
 
 
-def _frames(shards: ShardSet, i: int) -> Frames:
+def _frames(shards: ShardSet, i: int, side_px: int = SCORED_PX) -> Frames:
+    """Packed pictures are as large as they were packed, whatever is asked for."""
+    del side_px
     sample = shards.read(i)
     return Frames(sample.frames(), sample.times_s)

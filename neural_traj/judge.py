@@ -15,15 +15,17 @@ from typing import Any
 import pyarrow as pa
 
 from neural_traj.clips import Candidate, open_clips
+from neural_traj.ranking import DROP, KEEP, drop_copies, keep_best, rank, thumbnail
 from neural_traj.scores import score
 from neural_traj.verdict import JudgeConfig, objection
+from neural_traj.vlm import Critic, TransformersCritic, marks, objection_of_marks, shown_frames
 from pyramid import parquet
 from pyramid.config import provenance, resolve
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.jobs import Quarantined, count_reasons
 from pyramid.progress import Progress, format_seconds
+from pyramid.types import Frames
 
-KEEP, DROP = "keep", "drop"
 _SCORES = pa.schema(
     [
         ("flicker", pa.float64()),
@@ -42,11 +44,16 @@ SCHEMA = pa.schema(
         ("frames", pa.int32()),
         ("duration_s", pa.float64()),
         *_SCORES,
+        ("follows", pa.float64()),
+        ("physics", pa.float64()),
+        ("duplicate_of", pa.string()),
         ("verdict", pa.string()),
         ("reason", pa.string()),
+        ("rank", pa.int32()),
     ]
 )
-"""Columns of the table of scores; ``reason`` is empty for clips to keep."""
+"""Columns of the table of scores; ``follows`` and ``physics`` are null where nobody was asked, ``reason`` is empty for
+clips to keep, ``rank`` is 1 for the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,21 +133,38 @@ def judge(
 
 def _rows(clips: list[Candidate], config: JudgeConfig, aside: list[Quarantined]) -> list[dict[str, Any]]:
     """Scores clips; those that do not decode are added to ``aside``."""
-    rows = []
+    rows, looks = [], []
+    critic = TransformersCritic(config.vlm) if config.vlm.model else None
     with Progress("dream judge", len(clips)) as progress:
         for clip in clips:
             try:
-                rows.append(_row(clip, config))
+                frames = clip.load()
+                rows.append(_row(clip, frames, config) | _marked(clip, critic, config))
+                looks.append(thumbnail(frames.pixels))
             except SkipItemError as error:
                 aside.append(Quarantined(item=clip.item, reason=error.reason, detail=error.detail))
             except DataError as error:
                 aside.append(Quarantined(item=clip.item, reason="unreadable", detail=str(error)))
             progress.add(amount=rows[-1]["frames"] if rows else 0)
+    for row in rows:
+        against = "" if row["reason"] else objection_of_marks(row, config.min_follows, config.min_physics)
+        if against:
+            row["verdict"], row["reason"] = DROP, against
+    drop_copies(rows, looks, config.copy_levels)
+    rank(rows, config)
+    keep_best(rows, config.best_of)
+    rank(rows, config)
     return rows
 
 
-def _row(clip: Candidate, config: JudgeConfig) -> dict[str, Any]:
-    frames = clip.load()
+def _marked(clip: Candidate, critic: Critic | None, config: JudgeConfig) -> dict[str, float | None]:
+    if critic is None:
+        return {"follows": None, "physics": None}
+    pixels = clip.load(config.vlm.size_px).pixels
+    return marks(critic, pixels[shown_frames(len(pixels), config.vlm.frames)], clip.text)
+
+
+def _row(clip: Candidate, frames: Frames, config: JudgeConfig) -> dict[str, Any]:
     scores = score(frames)
     reason = objection(scores, config)
     return {

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from idm.train import train_idm
     from lam.evaluate import evaluate_lam
     from lam.train import train_lam
+    from neural_traj.generate import generate
     from neural_traj.ingest import ingest
     from neural_traj.judge import judge
+    from neural_traj.prompts import prompts
+    from neural_traj.relabel import relabel
     from pyramid.conversion.convert import convert
     from pyramid.corpora.scan import scan
     from pyramid.labels.engine import label
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from pyramid.tour.demo import demo
     from vla.deploy.bench import bench
     from vla.deploy.export import export
+    from vla.deploy.serve import serve
     from vla.evaluate import evaluate_vla
     from vla.train import train_vla
 
@@ -59,10 +63,14 @@ _FUNCTIONS = {
     "mix_what_if": "pyramid.mixture.verbs",
     "mix_simulate": "pyramid.mixture.verbs",
     "mix_tune": "pyramid.mixture.tune.verb",
+    "prompts": "neural_traj.prompts",
+    "generate": "neural_traj.generate",
     "ingest": "neural_traj.ingest",
     "judge": "neural_traj.judge",
+    "relabel": "neural_traj.relabel",
     "convert": "pyramid.conversion.convert",
     "export": "vla.deploy.export",
+    "serve": "vla.deploy.serve",
     "bench": "vla.deploy.bench",
     "status": "pyramid.report.status",
     "doctor": "pyramid.report.doctor",
@@ -78,6 +86,7 @@ __all__ = [
     "evaluate_lam",
     "evaluate_vla",
     "export",
+    "generate",
     "ingest",
     "judge",
     "label",
@@ -87,7 +96,10 @@ __all__ = [
     "mix_tune",
     "mix_what_if",
     "pack",
+    "prompts",
+    "relabel",
     "scan",
+    "serve",
     "status",
     "train_idm",
     "train_lam",

@@ -11,81 +11,43 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyramid import files
 from pyramid.config import provenance
-from pyramid.errors import ConfigError, DataError, InterruptedJobError, PyramidError
+from pyramid.errors import ConfigError, DataError, InterruptedJobError, MissingDependencyError, PyramidError
 from pyramid.nn.checkpoint import CONFIG_FILE, read_model_config, save_model
+from pyramid.nn.sharding import gather, shard
+from pyramid.nn.trainer import TrainerConfig, lr_factor, place_of
 from pyramid.progress import Progress, format_seconds
 from pyramid.rng import seed_of, torch_generator
 
+__all__ = [
+    "BatchAt",
+    "StepJournal",
+    "StepModule",
+    "TrainResult",
+    "TrainerConfig",
+    "lr_factor",
+    "place_of",
+    "plan_only",
+    "probe_step_s",
+    "require_data",
+    "train_model",
+]
+
 BatchAt = Callable[[int], Any]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """How a model is optimised: AdamW, linear warm-up, cosine decay to zero."""
-
-    max_steps: int = 200
-    """Optimiser steps in all; also the length of the cosine."""
-    batch_size: int = 32
-    """Samples per pass of one device; a step takes ``batch_size * accumulate * devices``."""
-    accumulate: int = 1
-    """Passes whose gradients are averaged for one step, >= 1."""
-    devices: int = 1
-    """Processes that train together (DDP), each on a device of its own, >= 1."""
-    ema_decay: float = 0.0
-    """Decay of a moving average of the weights, in [0, 1), which is then the model that is saved; 0: none."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    weight_decay: float = 1e-4
-    """AdamW's decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's moment decays."""
-    warmup_steps: int = 20
-    """Steps of linear warm-up from 0."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient."""
-    seed: int = 0
-    """Decides initial weights, order of data, noise and dropout."""
-    precision: Precision = "32-true"
-    """Lightning's precision name."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints to resume from."""
-    log_every: int = 10
-    """Steps between entries in TensorBoard."""
-    images_every: int = 0
-    """Steps between pictures in TensorBoard, for models that draw any; 0: none."""
-    threads: int = 0
-    """Torch threads; 0 leaves torch's own choice."""
-
-    def __post_init__(self) -> None:
-        """Refuses values that no training could run with."""
-        for name in ("max_steps", "batch_size", "accumulate", "devices", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.lr < 1:
-            raise ValueError(f"lr must be in (0, 1), got {self.lr}")
-        if not 0 <= self.ema_decay < 1 or self.images_every < 0:
-            raise ValueError(f"ema_decay {self.ema_decay} or images_every {self.images_every} out of range")
-
-    @property
-    def samples_per_step(self) -> int:
-        """Samples of an optimiser step, over all passes and devices."""
-        return self.batch_size * self.accumulate * self.devices
 
 
 @dataclass(frozen=True)
@@ -108,11 +70,14 @@ class TrainResult:
     """Whether a finished model with this very config and data was found."""
     dry_run: bool = False
     """Whether this is only a plan."""
+    notes: tuple[str, ...] = ()
+    """What else there is to say, line by line."""
 
     def __repr__(self) -> str:
         if self.dry_run:
             time_left = f", about {format_seconds(self.seconds)} on this machine" if self.seconds else ""
-            return f"train {self.kind}: {self.steps} steps, {self.parameters:,} parameters{time_left}; nothing written"
+            plan = f"train {self.kind}: {self.steps} steps, {self.parameters:,} parameters{time_left}; nothing written"
+            return "\n  ".join([plan, *self.notes])
         loss = "nothing left to train" if self.loss is None else f"loss {self.loss:.4g}"
         state = "found finished" if self.reused else f"{loss} in {format_seconds(self.seconds)}"
         return f"{self.kind} model: {self.parameters:,} parameters, {self.steps} steps, {state} -> {self.out}"
@@ -130,6 +95,21 @@ class StepModule(lightning.LightningModule):
     def pictures(self, batch: Any) -> dict[str, Tensor]:
         """Returns pictures of a batch for TensorBoard by name, float [3, H, W] in [0, 1]."""
         return {}
+
+    def finished(self) -> nn.Module:
+        """Returns what is saved when training is done."""
+        return self.model
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Returns the parts whose weights are gathered one after the other where processes share them (FSDP)."""
+        return ()
+
+    def configure_model(self) -> None:
+        """Deals the weights out to the processes, where they share them."""
+        if self.trainer_config.strategy == "fsdp":
+            # A weight that never had a gradient has no moments in the checkpoint.
+            self.strict_loading = False
+            shard(self, self.blocks(), self.device_mesh["data_parallel"])
 
     @property
     def step_of_pass(self) -> int:
@@ -166,19 +146,6 @@ class StepModule(lightning.LightningModule):
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def place_of(step: int, part: int, config: TrainerConfig, rank: int) -> int:
-    """Returns the number of the batch that rank ``rank`` sees in pass ``part`` of a step; the step for one of each."""
-    return (step * config.accumulate + part) * config.devices + rank
-
-
-def lr_factor(step: int, config: TrainerConfig) -> float:
-    """Returns the learning rate at ``step`` as a share of the peak."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 class StepJournal(Protocol):
@@ -220,6 +187,14 @@ class _StepLoader(DataLoader[Any]):
         steps: Any = self.dataset
         steps.start, steps.rank = self._module.global_step, self._module.global_rank
         return super().__iter__()
+
+
+class _Average(EMAWeightAveraging):
+    """A moving average of the weights that is the model in the end, also of a run with no step left to do."""
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        """Hands the average over again: without a step, Lightning ends the fit but not the training."""
+        self.on_train_end(trainer, module)
 
 
 class _Watch(Callback):
@@ -273,6 +248,8 @@ def train_model(
     resume: bool = True,
     workers: int = 0,
     journal: StepJournal | None = None,
+    callbacks: Sequence[Callback] = (),
+    announce: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Trains a module to the end of its config and writes the model folder ``out``.
 
@@ -290,6 +267,8 @@ def train_model(
         resume: False starts over.
         workers: processes that make batches; 0 makes them in this one. The number changes nothing but the speed.
         journal: writes down what each step was trained on.
+        callbacks: Lightning callbacks that watch; what they change is not resumed.
+        announce: called before the first step of a run, not when one goes on.
 
     Raises:
         DataError: ``out`` holds a run with another config or other data.
@@ -303,15 +282,20 @@ def train_model(
     start = time.monotonic()
     _claim(Path(out, "lightning"), run, resume)
     loader = _StepLoader(module, batch_at, workers)
-    loss = _fit(module, loader, folder=Path(out, "lightning"), label=f"train {kind}", journal=journal)
+    folder = Path(out, "lightning")
+    if announce is not None and not (folder / "last.ckpt").exists():
+        announce()
+    loss = _fit(module, loader, folder=folder, label=f"train {kind}", journal=journal, callbacks=callbacks)
     module.eval()
+    if module.trainer_config.strategy == "fsdp":
+        gather(module)
     if module.global_rank:  # every rank has the same model, the first one writes it
         return TrainResult(kind, out, steps, parameters, loss, time.monotonic() - start, reused=False)
     save_model(
         out,
         kind=kind,
         config=source["config"],
-        module=module.model,
+        module=module.finished(),
         provenance={**source, "run": run},
         extra=extra,
     )
@@ -329,7 +313,13 @@ def _finished(out: str, kind: str) -> str | None:
 
 
 def _fit(
-    module: StepModule, loader: DataLoader[Any], *, folder: Path, label: str, journal: StepJournal | None
+    module: StepModule,
+    loader: DataLoader[Any],
+    *,
+    folder: Path,
+    label: str,
+    journal: StepJournal | None,
+    callbacks: Sequence[Callback],
 ) -> float | None:
     config = module.trainer_config
     checkpoint = folder / "last.ckpt"
@@ -339,20 +329,19 @@ def _fit(
     with Progress(label, config.max_steps, "samples") as progress:
         watch = _Watch(checkpoint, progress, config.checkpoint_every, journal)
         # Buffers (codebooks that are averages themselves, counts) are copied, not averaged.
-        averaging = [EMAWeightAveraging(decay=config.ema_decay, use_buffers=False)] if config.ema_decay else []
+        averaging = [_Average(decay=config.ema_decay, use_buffers=False)] if config.ema_decay else []
         trainer = lightning.Trainer(
             max_steps=config.max_steps,
             accelerator="auto",
             devices=config.devices,
-            # Heads of objectives that a batch has no rows for get no gradient.
-            strategy=DDPStrategy(find_unused_parameters=True) if config.devices > 1 else "auto",
+            strategy=_strategy(config),
             accumulate_grad_batches=config.accumulate,
             precision=config.precision,
             gradient_clip_val=config.grad_clip,
             log_every_n_steps=config.log_every,
             # The average first: a checkpoint holds it.
-            callbacks=[*averaging, watch],
-            logger=TensorBoardLogger(folder.parent, name="logs", version=""),
+            callbacks=[*averaging, watch, *callbacks],
+            logger=_loggers(folder.parent, config),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -370,6 +359,32 @@ def _fit(
             f"{label}: stopped at step {trainer.global_step}; run the same command again to go on from step {kept}"
         )
     return watch.loss if math.isfinite(watch.loss) else None
+
+
+def _strategy(config: TrainerConfig) -> Any:
+    if config.devices == 1:
+        return "auto"
+    if config.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=config.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    # Heads of objectives that a batch has no rows for get no gradient.
+    return DDPStrategy(find_unused_parameters=True)
+
+
+def _loggers(out: Path, config: TrainerConfig) -> list[Any]:
+    """Returns TensorBoard's logger, the first, and that of Weights & Biases if it was asked for."""
+    found: list[Any] = [TensorBoardLogger(out, name="logs", version="")]
+    if config.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        try:
+            found.append(WandbLogger(project=config.wandb, save_dir=str(out)))
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "trainer.wandb needs wandb, which is not installed: pip install wandb"
+            ) from error
+    return found
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid.errors import DataError
+from pyramid.actions import BodySpec, ChunkCodec
+from pyramid.config import from_dict, to_dict
+from pyramid.errors import ConfigError, DataError
+from pyramid.normalize import Normalizer
 
 Tier = Literal["base", "middle", "top"]
 TIERS: tuple[Tier, ...] = ("base", "middle", "top")
@@ -161,21 +166,97 @@ class Embodiment:
     state_dim: int
     """Numbers of proprioception; 0 when there are none."""
     action_dim: int
-    """Numbers per action step."""
+    """Numbers per action step; 0 for videos without actions."""
     horizon: int
     """Steps per action chunk; for latent actions the number of latent tokens."""
     rate_hz: float
     """Action steps per second; for latent actions 1 / gap."""
-    label: Literal["action", "latent", "pseudo"] = "action"
-    """What its actions are: measured, latent, or inferred by an inverse dynamics model."""
+    label: Literal["action", "latent", "pseudo", "video"] = "action"
+    """What its actions are: measured, latent, inferred by an inverse dynamics model, or not there at all."""
+    declaration: BodySpec | None = field(default=None, hash=False)
+    """Its parts and how a network is given them; None gives it the numbers as they are. May be given as plain data."""
 
     def __post_init__(self) -> None:
-        """Refuses names and sizes that cannot be a network's slot."""
+        """Refuses names and sizes that cannot be a network's slot, and declarations of another size."""
+        given: Any = self.declaration
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "declaration", _declared(given, self.name))
         if not NAME_PATTERN.fullmatch(self.name):
             raise DataError(f"embodiment '{self.name}': use a-z, 0-9 and _")
-        if self.state_dim < 0 or self.action_dim < 1 or self.horizon < 1 or not self.rate_hz > 0:
+        fewest = 0 if self.label == "video" else 1
+        if self.state_dim < 0 or self.action_dim < fewest or self.horizon < 1 or not self.rate_hz > 0:
             raise DataError(f"embodiment '{self.name}': sizes {self.to_dict()} are not positive")
+        if self.declaration is not None:
+            self._check_declaration(self.declaration)
+
+    def _check_declaration(self, spec: BodySpec) -> None:
+        for what, declared, found in (
+            ("action", spec.action_dim, self.action_dim),
+            ("state", spec.state_dim, self.state_dim),
+        ):
+            if declared != found:
+                raise DataError(
+                    f"embodiment '{self.name}': '{spec.name}' declares {declared} {what} dimensions, there are {found}"
+                )
+        if spec.rate_hz and abs(spec.rate_hz - self.rate_hz) > 0.01 * spec.rate_hz:
+            raise DataError(
+                f"embodiment '{self.name}': '{spec.name}' declares {spec.rate_hz:g} Hz, the data have "
+                f"{self.rate_hz:g} Hz; copy the declaration and set its rate_hz, or 0"
+            )
+
+    @cached_property
+    def codec(self) -> ChunkCodec | None:
+        """Between the numbers on disk and those that a network is given; None when they are the same."""
+        return None if self.declaration is None else ChunkCodec(self.declaration)
+
+    @property
+    def network(self) -> Embodiment:
+        """The sizes that a network sees: those of encoded states and actions."""
+        if self.codec is None:
+            return self
+        sizes = {"state_dim": self.codec.state_width, "action_dim": self.codec.action_width}
+        return replace(self, declaration=None, **sizes)  # type: ignore[arg-type]
+
+    def check_statistics(self, state: Normalizer | None, action: Normalizer) -> None:
+        """Refuses normalisers of another body, another declaration or another horizon.
+
+        Raises:
+            DataError: what differs is named.
+        """
+        sizes = self.network
+        if action.width != sizes.action_dim or (sizes.state_dim and state is None):
+            wanted = f"{sizes.state_dim} and {sizes.action_dim} dimensions"
+            raise DataError(f"embodiment '{self.name}': no statistics for its {wanted}")
+        if action.steps not in (0, self.horizon):
+            found = f"action statistics have {action.steps} steps, its chunks {self.horizon}"
+            raise DataError(f"embodiment '{self.name}': {found}; they are of another config")
+        if state is not None and state.width != sizes.state_dim:
+            found = f"state statistics have {state.width} dimensions"
+            raise DataError(f"embodiment '{self.name}': {found}, not {sizes.state_dim}")
+
+    def encode_state(self, state: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Maps states [..., S] to what a network is given, float32 [..., E], not yet normalised."""
+        return np.asarray(state, np.float32) if self.codec is None else self.codec.encode_state(state)
+
+    def encode_action(
+        self, action: NDArray[np.floating], state: NDArray[np.floating] | None, valid: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
+        """Maps action chunks [..., T, D] to what a network is taught; see `ChunkCodec.encode_action`."""
+        return np.asarray(action, np.float32) if self.codec is None else self.codec.encode_action(action, state, valid)
+
+    def decode_action(self, encoded: NDArray[np.floating], state: NDArray[np.floating] | None) -> NDArray[np.float32]:
+        """Maps what a network gave, denormalised, [..., T, E], to actions float32 [..., T, D]; ``state``: [..., S]."""
+        return np.asarray(encoded, np.float32) if self.codec is None else self.codec.decode_action(encoded, state)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        spec = plain.pop("declaration")
+        return plain if spec is None else {**plain, "declaration": to_dict(spec)}
+
+
+def _declared(data: Mapping[str, Any], name: str) -> BodySpec:
+    try:
+        return from_dict(BodySpec, data, f"the declaration of embodiment '{name}'")
+    except ConfigError as error:
+        raise DataError(str(error)) from error

@@ -36,7 +36,7 @@ def stop_everywhere(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _stop_at(point: int, mode: str) -> None:
+def stop_at(point: int, mode: str = "kill") -> None:
     """Lets the process die, or the disk fail, at the ``point``-th event."""
     seen = 0
 
@@ -82,7 +82,7 @@ def _main(task: dict[str, Any]) -> None:
         def work(out: Path = out) -> None:
             function(**task["options"], out=str(out))
 
-        code = _in_child(lambda point=point, work=work: (_stop_at(point, task["mode"]), work()))
+        code = _in_child(lambda point=point, work=work: (stop_at(point, task["mode"]), work()))
         if code == 0:
             break
         if code != expected:

@@ -44,7 +44,14 @@ def lam_model(folder: Path, **options: object) -> str:
     return str(folder)
 
 
-def idm_model(folder: Path, embodiments: Sequence[str] = ("arm",), rate_hz: float = 10.0) -> str:
+def idm_model(
+    folder: Path,
+    embodiments: Sequence[str] = ("arm",),
+    rate_hz: float = 10.0,
+    *,
+    modality: str = "",
+    **options: object,
+) -> str:
     """Saves an inverse dynamics model of two-dimensional actions; windows of 4 steps."""
     config = resolve(
         IDMConfig,
@@ -56,12 +63,13 @@ def idm_model(folder: Path, embodiments: Sequence[str] = ("arm",), rate_hz: floa
             "windows.horizon": 4,
             "windows.frames": (0, 2, 4),
             "windows.rate_hz": rate_hz,
+            **options,
         },
     )
     torch.manual_seed(1)
     actions = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
     shown = [Demonstration(0, name, list(range(9)), actions, None, []) for name in embodiments]
-    known = describe_embodiments(shown, fit_normalizers(shown), {})
+    known = describe_embodiments(shown, fit_normalizers(shown), {}, modality or ())
     save_model(
         str(folder),
         kind="idm",

@@ -18,8 +18,10 @@ from pyramid.errors import ConfigError
 from pyramid.nn import flow
 from pyramid.nn.attention import KeyValue, SelfAttentionStack
 from pyramid.nn.dit import DiTConfig, build_dit
-from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP
+from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP, FoldedActionEncoder, plain_mlp
+from pyramid.nn.realtime import RealTimeChunk, realtime_sample
 from pyramid.types import Embodiment
+from vla.backbones.spans import image_mask
 from vla.config import HeadConfig
 
 __all__ = ["ActionHead", "PreparedContext", "build_action_head"]
@@ -31,14 +33,21 @@ class PreparedContext:
 
     key_values: list[KeyValue]
     """Keys and values per cross-attention block."""
-    mask: Tensor | Sequence[Tensor]
-    """bool [B, L], True = may be attended; or one for each cross-attention block."""
+    mask: Tensor
+    """bool [B, L], True where a context token is."""
     state: Tensor
     """State token, float [B, 1, W]."""
+    images: Tensor | None = None
+    """bool [B, L], True where a view's token is; None where the head's own `image_spans` are."""
 
 
-def build_action_head(config: HeadConfig, context_width: int, embodiments: Mapping[str, Embodiment]) -> ActionHead:
-    """Builds an action head with fresh weights.
+def build_action_head(
+    config: HeadConfig,
+    context_width: int,
+    embodiments: Mapping[str, Embodiment],
+    image_spans: Sequence[tuple[int, int]] = (),
+) -> ActionHead:
+    """Builds an action head with fresh weights; `image_spans` are the backbone's.
 
     Raises:
         ConfigError: an embodiment's horizon is longer than the config allows, or there is none.
@@ -46,12 +55,8 @@ def build_action_head(config: HeadConfig, context_width: int, embodiments: Mappi
     if not embodiments:
         raise ConfigError("a policy needs at least one embodiment; the mixture declares none")
     for name, embodiment in embodiments.items():
-        if embodiment.horizon > config.max_horizon:
-            raise ConfigError(
-                f"embodiment '{name}' has chunks of {embodiment.horizon} steps, "
-                f"head.max_horizon is {config.max_horizon}"
-            )
-    return ActionHead(config, context_width, embodiments)
+        _check_horizon(name, embodiment, config)
+    return ActionHead(config, context_width, embodiments, image_spans)
 
 
 class ActionHead(nn.Module):
@@ -61,18 +66,32 @@ class ActionHead(nn.Module):
         config: sizes.
         context_width: width of the backbone's tokens.
         embodiments: the declared embodiments; each gets encoders and a decoder of its own.
+        image_spans: where in the context the views' tokens stand, first position and the one past the last for each;
+            read by `config.alternate`.
     """
 
-    def __init__(self, config: HeadConfig, context_width: int, embodiments: Mapping[str, Embodiment]) -> None:
+    def __init__(
+        self,
+        config: HeadConfig,
+        context_width: int,
+        embodiments: Mapping[str, Embodiment],
+        image_spans: Sequence[tuple[int, int]] = (),
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.image_spans = config, tuple(image_spans)
+        self.masked = config.compatibility == "none"
         width, bodies = config.width, embodiments.values()
         self.context_norm = nn.LayerNorm(context_width) if config.context_norm else nn.Identity()
         self.context_mixer = SelfAttentionStack(
             context_width, config.context_heads if config.context_layers else 1, config.context_layers, config.dropout
         )
-        self.state_encoder = EmbodimentMLP({e.name: (e.state_dim, width) for e in bodies if e.state_dim}, config.hidden)
-        self.unknown_state = nn.Parameter(torch.randn(width) * 0.02)
+        states = {e.name: (e.state_dim * config.state_history, width) for e in bodies if e.state_dim}
+        self.state_encoder = EmbodimentMLP(states, config.hidden)
+        self.unknown_state: Tensor
+        if config.unknown_state == "learned":
+            self.unknown_state = nn.Parameter(torch.randn(width) * 0.02)
+        else:
+            self.register_buffer("unknown_state", torch.zeros(width), persistent=False)
         count = config.future_tokens
         self.future = nn.Parameter(torch.randn(count, width) * 0.02) if count else None
         self.action_encoder = ActionEncoder({e.name: e.action_dim for e in bodies}, width)
@@ -82,12 +101,36 @@ class ActionHead(nn.Module):
                 width=width,
                 layers=config.layers,
                 heads=config.heads,
+                interleave=config.interleave,
                 context_width=context_width,
                 out_width=config.hidden,
                 dropout=config.dropout,
             )
         )
         self.action_decoder = EmbodimentMLP({e.name: (config.hidden, e.action_dim) for e in bodies}, config.hidden)
+
+    def add_embodiment(self, embodiment: Embodiment, *, like: str | None = None) -> None:
+        """Gives one more embodiment encoders and a decoder of its own, the others keep theirs bit for bit.
+
+        Args:
+            embodiment: the new one.
+            like: a declared embodiment of the same sizes whose weights are copied; None for fresh ones.
+
+        Raises:
+            ConfigError: it is declared already, its chunks are too long, or `like` has other sizes.
+        """
+        _check_horizon(embodiment.name, embodiment, self.config)
+        width, hidden, history = self.config.width, self.config.hidden, self.config.state_history
+        parts: list[tuple[EmbodimentMLP | ActionEncoder, nn.Module]] = [
+            (self.action_encoder, FoldedActionEncoder(embodiment.action_dim, width)),
+            (self.action_decoder, plain_mlp(hidden, hidden, embodiment.action_dim)),
+        ]
+        if embodiment.state_dim:
+            parts.append((self.state_encoder, plain_mlp(embodiment.state_dim * history, hidden, width)))
+        for table, module in parts:
+            if like is not None:
+                _copy_weights(table.fold(like), module, embodiment.name, like)
+            table.add(embodiment.name, module.to(self.position))  # type: ignore[arg-type]
 
     def fold(self, embodiment: str) -> ActionHead:
         """Returns a copy that knows one embodiment alone, for export: its encoders and decoder are plain layers."""
@@ -100,20 +143,42 @@ class ActionHead(nn.Module):
         return head
 
     def prepare(
-        self, context: Tensor, mask: Tensor, state: Tensor, state_known: Tensor | None, embodiment: str
+        self,
+        context: Tensor,
+        mask: Tensor,
+        state: Tensor,
+        state_known: Tensor | None,
+        embodiment: str,
+        *,
+        images: Tensor | None = None,
     ) -> PreparedContext:
         """Computes everything that stays the same over the denoising steps.
 
         Args:
             context: float [B, L, C].
             mask: bool [B, L], True = may be attended.
-            state: float [B, S]; S may be 0.
+            state: float [B, S], or [B, K, S] with a history; S may be 0. A single state stands for the whole history.
             state_known: bool [B]; None = all known. An unknown state becomes a learned token, whatever `state` holds.
             embodiment: a declared embodiment.
+            images: bool [B, L], True where a view's token is; None where the head's own `image_spans` are.
         """
-        mixed = self.context_mixer(self.context_norm(context), mask)
+        mixed = self.context_mixer(self.context_norm(context), mask if self.masked else None)
         token = self._state_token(state, state_known, embodiment)
-        return PreparedContext(self.dit.project_context(mixed), mask, token[:, None, :])
+        return PreparedContext(self.dit.project_context(mixed), mask, token[:, None, :], images)
+
+    def cross_masks(self, prepared: PreparedContext) -> Tensor | list[Tensor] | None:
+        """Returns what the cross-attention blocks may look at: bool [B, L], one for each, or None for everything.
+
+        Raises:
+            ConfigError: text and images are to be told apart, and nobody said which is which.
+        """
+        if not self.config.alternate:
+            return prepared.mask if self.masked else None
+        if prepared.images is None and not self.image_spans:
+            raise ConfigError("head.alternate needs to know which context tokens are views: give image_spans")
+        images = image_mask(self.image_spans, prepared.mask) if prepared.images is None else prepared.images
+        text, views = prepared.mask & ~images, prepared.mask & images
+        return [views if i % self.config.text_every else text for i in range(len(prepared.key_values))]
 
     def velocity(
         self, x: Tensor, bucket: Tensor, prepared: PreparedContext, embodiment: str, step_mask: Tensor | None = None
@@ -135,9 +200,9 @@ class ActionHead(nn.Module):
         future = [] if self.future is None else [self.future.expand(len(x), -1, -1)]
         tokens = torch.cat([prepared.state, *future, action], dim=1)
         token_mask = None
-        if step_mask is not None:
+        if step_mask is not None and self.masked:
             token_mask = torch.cat([step_mask.new_ones(len(x), tokens.shape[1] - steps), step_mask], dim=1)
-        out = self.dit(tokens, bucket, prepared.key_values, prepared.mask, token_mask)
+        out = self.dit(tokens, bucket, prepared.key_values, self.cross_masks(prepared), token_mask)
         return self.action_decoder(out[:, -steps:], embodiment)  # type: ignore[no-any-return]
 
     def errors(
@@ -163,21 +228,58 @@ class ActionHead(nn.Module):
         Returns:
             Per-sample sums of squared velocity errors and of counted elements, float [B] each.
         """
-        x, target = flow.interpolate(torch.where(mask, action, 0.0), noise, time)
-        predicted = self.velocity(x, flow.time_bucket(time), prepared, embodiment, mask.any(-1))
+        x, target = flow.interpolate(torch.where(mask, action, 0.0) if self.masked else action, noise, time)
+        bucket = flow.time_bucket(time, clamp=self.masked)
+        predicted = self.velocity(x, bucket, prepared, embodiment, mask.any(-1))
         return flow.masked_error(predicted, target, mask)
 
-    def sample(self, prepared: PreparedContext, noise: Tensor, embodiment: str) -> Tensor:
-        """Turns noise, float [B, T, D], into normalised actions of that shape, in `config.sample_steps` Euler steps."""
-        return flow.euler_sample(
-            lambda x, bucket: self.velocity(x, bucket, prepared, embodiment), noise, self.config.sample_steps
-        )
+    def sample(
+        self, prepared: PreparedContext, noise: Tensor, embodiment: str, chunk: RealTimeChunk | None = None
+    ) -> Tensor:
+        """Turns noise into normalised actions, in `config.sample_steps` Euler steps.
+
+        Args:
+            prepared: what `prepare` returned.
+            noise: float [B, T, D], standard normal.
+            embodiment: a declared embodiment.
+            chunk: the previous chunk that this one has to agree with; None for none.
+
+        Returns:
+            float [B, T, D].
+        """
+
+        def velocity(x: Tensor, bucket: Tensor) -> Tensor:
+            return self.velocity(x, bucket, prepared, embodiment)
+
+        if chunk is not None:
+            return realtime_sample(velocity, noise, self.config.sample_steps, chunk)
+        return flow.euler_sample(velocity, noise, self.config.sample_steps, published=not self.masked)
 
     def _state_token(self, state: Tensor, known: Tensor | None, embodiment: str) -> Tensor:
         if state.shape[-1] == 0:
             return self.unknown_state.expand(state.shape[0], -1)
+        history = self.config.state_history
+        states = state[:, None].expand(-1, history, -1) if state.ndim == 2 else state
+        if states.shape[1] != history:
+            raise ConfigError(f"the head encodes {history} states (head.state_history), got {states.shape[1]}")
+        state = states.flatten(1)
         if known is None:
             return self.state_encoder(state, embodiment)  # type: ignore[no-any-return]
         # Zeroed before the encoder too: a NaN in an unread branch of `where` would still poison the gradient.
         encoded = self.state_encoder(torch.where(known[:, None], state, 0.0), embodiment)
         return torch.where(known[:, None], encoded, self.unknown_state)
+
+
+def _check_horizon(name: str, embodiment: Embodiment, config: HeadConfig) -> None:
+    if embodiment.horizon > config.max_horizon:
+        raise ConfigError(
+            f"embodiment '{name}' has chunks of {embodiment.horizon} steps, head.max_horizon is {config.max_horizon}"
+        )
+
+
+def _copy_weights(source: nn.Module, target: nn.Module, name: str, like: str) -> None:
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"embodiment '{name}' cannot start like '{like}', their sizes differ: {detail}") from error

@@ -19,12 +19,13 @@ from tokenizers import Tokenizer
 
 from pyramid.errors import ConfigError, DataError
 from vla.backbones.eagle import EagleBackbone
-from vla.backbones.interface import Backbone, BackboneSpec, image_mask
+from vla.backbones.interface import Backbone, BackboneSpec
 from vla.backbones.keypoints import KeypointBackbone
 from vla.backbones.layout import ViewLayout, chat_layout, plain_layout
 from vla.backbones.llava import LlavaBackbone
 from vla.backbones.qwen3_vl import Qwen3VLBackbone
 from vla.backbones.smolvlm import SmolVLMBackbone
+from vla.backbones.spans import image_mask
 from vla.backbones.weights import read_text
 from vla.config import BackboneConfig
 from vla.text import byte_tokenizer, tokenizer_from_json

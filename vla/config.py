@@ -10,6 +10,8 @@ from typing import Literal
 
 from pyramid.nn.flow import TimeRule
 from pyramid.training import TrainerConfig
+from vla.objectives.config import ObjectivesConfig
+from vla.tuning.config import TuneConfig
 
 __all__ = ["BackboneConfig", "HeadConfig", "PolicyConfig", "VLAConfig"]
 
@@ -37,6 +39,9 @@ class BackboneConfig:
     """Of a frozen backbone, train this many topmost language layers all the same, >= 0 (4 in N1.6)."""
     tune_vision: bool = False
     """Of a frozen backbone, train vision tower and projector all the same."""
+    cache_features: bool = False
+    """In training, keep what a wholly frozen backbone says of a sample in the user's cache folder and read it there the
+    next time: 4 bytes times context tokens times width a sample. Pictures changed at random never recur."""
     tap_layer: int = 3
     """Language layer whose output (before any final norm) is handed on, >= 1; the layers above it are dropped."""
     max_text_tokens: int = 64
@@ -87,6 +92,8 @@ class BackboneConfig:
             raise ValueError(f"tune_top_layers, project_width, deepstack >= 0 and rope_theta > 0 needed, got {self}")
         if not self.frozen and (self.tune_top_layers or self.tune_vision):
             raise ValueError("tune_top_layers and tune_vision say what of a frozen backbone trains: set frozen=true")
+        if self.cache_features and (not self.frozen or self.tune_top_layers or self.tune_vision):
+            raise ValueError("cache_features needs a backbone of which nothing trains: frozen=true, nothing tuned")
         if self.tune_top_layers > self.tap_layer:
             raise ValueError(f"tune_top_layers {self.tune_top_layers} is more than tap_layer {self.tap_layer}")
         self._check_fresh()
@@ -105,6 +112,12 @@ class BackboneConfig:
             raise ValueError(f"kv_heads {kv_heads} and deepstack {self.deepstack} do not fit the other sizes")
 
 
+Compatibility = Literal["none", "n1", "n1_5", "n1_6", "n1_7"]
+"""What a head does in the way of a release: "none" masks whatever is padding. All releases let the self-attention over
+context tokens and over actions see padding; those without `HeadConfig.alternate` let cross-attention see it, too. They
+do not clamp time buckets, they train on the padded values of actions, N1.6 and N1.7 add 1e-6 to the loss's count."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """System 1: a diffusion transformer that turns noise into an action chunk by flow matching."""
@@ -119,6 +132,8 @@ class HeadConfig:
     """Width of the tokens that leave the transformer, and of the hidden layer in the embodiment MLPs, >= 1."""
     dropout: float = 0.0
     """Dropout in the transformer while training, in [0, 1)."""
+    interleave: bool = True
+    """Odd blocks attend to state and action themselves (all releases do); else every block attends to the backbone."""
     context_norm: bool = True
     """Layer norm on the backbone's tokens (N1.5 and later; N1 has none)."""
     context_layers: int = 0
@@ -127,6 +142,10 @@ class HeadConfig:
     """Attention heads in those blocks, a divisor of the backbone's width."""
     future_tokens: int = 0
     """Learned tokens between state and action, for FLARE (arXiv 2505.15659), >= 0 (32 in N1.5)."""
+    alternate: bool = False
+    """Cross-attention blocks look at text and at image tokens in turn (AlternateVLDiT of N1.6 and N1.7), not at all."""
+    text_every: int = 2
+    """With `alternate`: of the cross-attention blocks, each that is a multiple of this looks at text, >= 1."""
     max_horizon: int = 64
     """Longest action chunk, in steps (latent actions: in tokens), >= 1."""
     sample_steps: int = 4
@@ -134,11 +153,20 @@ class HeadConfig:
     time_rule: TimeRule = "n1_6"
     """How flow times are drawn in training: "n1" (N1, N1.5) or "n1_6" (N1.6, N1.7)."""
     state_dropout: float = 0.0
-    """Share of training samples whose state is replaced by the learned token for an unknown state, in [0, 1)."""
+    """Share of training samples whose state is replaced by the token for an unknown state, in [0, 1)."""
+    unknown_state: Literal["learned", "zeros"] = "learned"
+    """Token of an unknown state: learned (as in N1.6), or zeros (as in N1.7)."""
+    state_history: int = 1
+    """States that are encoded, the last one being the present, >= 1 (2 for some robots in N1.7)."""
+    compatibility: Compatibility = "none"
+    """Reproduce a published version also where it differs from what is right: see `Compatibility`."""
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.layers, self.heads, self.hidden, self.context_heads, self.max_horizon)
-        if min(*sizes, self.sample_steps) < 1 or min(self.context_layers, self.future_tokens) < 0:
+        if (
+            min(*sizes, self.sample_steps, self.text_every, self.state_history) < 1
+            or min(self.context_layers, self.future_tokens) < 0
+        ):
             raise ValueError(f"sizes must be at least 1 (context_layers and future_tokens at least 0), got {self}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width must be even and a multiple of heads, got {self.width} and {self.heads}")
@@ -164,3 +192,12 @@ class VLAConfig:
     """The networks."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Steps, batch size, learning rate and the like."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    """What it is trained for."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Adapters, memory, validation."""
+
+    def __post_init__(self) -> None:
+        """Refuses what does not go together."""
+        if self.trainer.strategy == "fsdp" and self.tune.validation.every:
+            raise ValueError("no process has all weights with strategy: fsdp; set tune.validation.every: 0")

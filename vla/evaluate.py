@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.rng import torch_generator
-from vla.losses import encode_groups
+from vla.objectives.check import check_embodiments
+from vla.objectives.flow import encode_groups
 from vla.policy import Policy
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def evaluate_vla(
 
     Raises:
         ConfigError: an option out of range, or an embodiment that the policy does not know.
-        DataError: no policy, or no held-out clip.
+        DataError: no policy, no held-out clip, or an embodiment with other sizes or another rate than the policy's.
     """
     from pyramid.mixture.batch import open_mixture
 
@@ -89,6 +90,7 @@ def evaluate_vla(
     policy = Policy.from_pretrained(model)
     size = policy.config.backbone.image_size_px
     stream = open_mixture(mixture, batch_size=batch_size, image_size=size, split="val")
+    check_embodiments(policy.embodiments, stream.embodiments)
     bodies = evaluate_batches(policy, (stream.batch(step) for step in range(batches)), seed=seed)
     result = VLAEvaluation(model=model, mixture=mixture, split="val", bodies=bodies)
     if out is not None:
@@ -110,11 +112,13 @@ def evaluate_batches(policy: Policy, batches: Iterable[Sequence[Group]], *, seed
     """
     found: dict[str, list[tuple[NDArray[np.float32], ...]]] = defaultdict(list)
     for step, batch in enumerate(batches):
-        for group, encoded in zip(batch, encode_groups(policy, batch), strict=True):
+        acting = [group for group in batch if group.action.shape[-1]]  # Videos have no actions to compare with.
+        for group, encoded in zip(acting, encode_groups(policy, acting) if acting else [], strict=True):
             generator = torch_generator(seed, "evaluate", step, group.embodiment)
-            noise = torch.randn(group.action.shape, generator=generator)
+            width = policy.embodiments[group.embodiment].network.action_dim
+            noise = torch.randn((*group.action.shape[:2], width), generator=generator)
             prepared = policy.prepare(encoded, group.state, group.state_known, group.embodiment)
-            action = policy.sample(prepared, noise.to(group.action), group.embodiment)
+            action = policy.sample(prepared, noise.to(group.action), group.embodiment, group.state)
             found[group.embodiment].append(tuple(t.cpu().numpy() for t in (action, group.action, group.mask)))
     if not any(mask.any() for parts in found.values() for *_, mask in parts):
         raise DataError("there is no held-out action to compare with")

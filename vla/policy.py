@@ -18,15 +18,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pyramid.config import from_dict, provenance, to_dict
-from pyramid.errors import DataError
+from pyramid.errors import ConfigError, DataError
 from pyramid.nn.checkpoint import load_model_files, save_model
+from pyramid.nn.hub import local_folder, push_folder
 from pyramid.rng import seed_of
 from pyramid.types import Embodiment
 from vla.action_head import PreparedContext, build_action_head
 from vla.backbone import Backbone, build_backbone, restore_backbone
 from vla.config import PolicyConfig
+from vla.features import FeatureCache
+from vla.objectives.check import BatchCheck
 from vla.observation import initial_noise, read_observation
-from vla.processor import BodyStatistics, Processor, denormalize
+from vla.processor import BodyStatistics, Processor
 from vla.text import tokenizer_from_json, tokenizer_to_json
 
 __all__ = ["KIND", "Policy", "build_policy"]
@@ -48,6 +51,16 @@ def build_policy(config: PolicyConfig, bodies: Mapping[str, BodyStatistics], *, 
         return Policy(config, bodies, backbone, tokenizer)
 
 
+def _check_views(views: int, bodies: Mapping[str, BodyStatistics]) -> None:
+    for name, body in bodies.items():
+        spec = body.embodiment.declaration
+        if spec is not None and spec.cameras and len(spec.cameras) < views:
+            cameras = ", ".join(spec.cameras)
+            raise ConfigError(
+                f"the policy takes {views} views, embodiment '{name}' declares the cameras {cameras} only"
+            )
+
+
 class Policy(nn.Module):
     """Observations to action chunks in physical units, for every declared embodiment."""
 
@@ -56,11 +69,22 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        _check_views(config.backbone.n_views, bodies)
         self.processor = Processor(tokenizer, config.backbone.max_text_tokens, bodies)
         self.backbone = backbone
-        self.head = build_action_head(config.head, backbone.width, self.embodiments)
+        self.head = build_action_head(config.head, backbone.width, self.networks, backbone.image_spans)
+        self._features = FeatureCache(backbone)
         size = config.backbone
         backbone.set_trainable(frozen=size.frozen, top_layers=size.tune_top_layers, vision=size.tune_vision)
+        self.adapters: dict[str, Any] | None = None
+        """Low-rank adapters in the backbone, as `vla.tuning.lora` put them there; None for none."""
+        self.mixture: dict[str, Any] | None = None
+        """The data it was trained on, as `pyramid.mixture` describes a mixture; None when unknown."""
+
+    @property
+    def networks(self) -> dict[str, Embodiment]:
+        """The declared embodiments in the sizes that the action head sees, by name."""
+        return {name: embodiment.network for name, embodiment in self.embodiments.items()}
 
     @property
     def embodiments(self) -> dict[str, Embodiment]:
@@ -78,7 +102,11 @@ class Policy(nn.Module):
             Context float [B, L, C] and its mask bool [B, L].
         """
         ids, mask = (t.to(images.device) for t in self.processor.text(texts, trim=True))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone.trains):
+        # Adapters train in a frozen backbone, too.
+        trains = any(p.requires_grad for p in self.backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            if self.config.backbone.cache_features and self.training and not trains:
+                return self._features.encode(images, ids, mask)
             context, context_mask = self.backbone(images, ids, mask)
         return context, context_mask
 
@@ -89,10 +117,22 @@ class Policy(nn.Module):
         context, mask = encoded
         return self.head.prepare(context, mask, self.processor.state(state, embodiment), state_known, embodiment)
 
-    def sample(self, prepared: PreparedContext, noise: Tensor, embodiment: str) -> Tensor:
-        """Returns actions float32 [B, T, D] in physical units; `noise`: float32 [B, T, D], standard normal."""
-        action = self.head.sample(prepared, noise, embodiment)
-        return denormalize(self.processor.body(embodiment).action, action.float())
+    def sample(self, prepared: PreparedContext, noise: Tensor, embodiment: str, state: Tensor | None = None) -> Tensor:
+        """Samples actions.
+
+        Args:
+            prepared: from `prepare`.
+            noise: float32 [B, T, E], standard normal, in the sizes of `Embodiment.network`.
+            embodiment: whose actions.
+            state: float32 [B, S], physical units: what delta and relative actions begin from; others do without.
+
+        Returns:
+            Absolute actions float32 [B, T, D] in physical units.
+
+        Raises:
+            DataError: delta or relative actions without a state.
+        """
+        return self.processor.body(embodiment).decode_action(self.head.sample(prepared, noise, embodiment), state)
 
     @torch.no_grad()
     def act(
@@ -117,34 +157,66 @@ class Policy(nn.Module):
         seen = read_observation(observation, n_views=size.n_views, size_px=size.image_size_px, state_dim=body.state_dim)
         device = self.head.position.device
         encoded = self.encode(torch.from_numpy(seen.images)[None].to(device), [seen.text])
-        prepared = self.prepare(encoded, torch.from_numpy(seen.state)[None].to(device), None, body.name)
-        noise = torch.from_numpy(initial_noise(seed, body.horizon, body.action_dim))[None].to(device)
-        return self.sample(prepared, noise, body.name)[0].cpu().numpy()
+        state = torch.from_numpy(seen.state)[None].to(device)
+        prepared = self.prepare(encoded, state, None, body.name)
+        noise = torch.from_numpy(initial_noise(seed, body.horizon, body.network.action_dim))[None].to(device)
+        return self.sample(prepared, noise, body.name, state)[0].cpu().numpy()
+
+    def check(self, *, require_text: bool = True) -> BatchCheck:
+        """Returns what batches must be for this policy."""
+        size = self.config.backbone
+        return BatchCheck(self.embodiments, size.n_views, size.image_size_px, require_text)
 
     def description(self) -> dict[str, Any]:
         """Returns what a checkpoint needs besides config and weights, as plain data."""
+        optional = {"adapters": self.adapters, "mixture": self.mixture}
         return {
             "bodies": {name: body.to_dict() for name, body in self.processor.bodies.items()},
             "backbone": self.backbone.spec.to_dict(),
             "tokenizer": json.loads(tokenizer_to_json(self.processor.tokenizer)),
+            **{name: value for name, value in optional.items() if value is not None},
         }
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes a model folder that `from_pretrained` reads: model.safetensors, then config.json."""
+        """Writes a model folder that `from_pretrained` reads: README.md, model.safetensors, then config.json."""
+        from vla.card import write_card
+
+        write_card(self, folder)
         config = {"policy": to_dict(self.config)}
         source = provenance(config=config, inputs={})
         save_model(folder, kind=KIND, config=config, module=self, provenance=source, extra=self.description())
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Uploads weights, config and card in one commit; returns the commit's address.
+
+        Args:
+            repo_id: ``owner/name``; made if missing.
+            private: whether a repository that is made now is private.
+            token: access token; None takes the one that ``hf auth login`` stored.
+        """
+        return push_folder(self.save_pretrained, repo_id, private=private, token=token, message="A policy")
+
     @classmethod
-    def from_pretrained(cls, folder: str) -> Policy:
-        """Reads a model folder; nothing in it is run and nothing is downloaded.
+    def from_pretrained(cls, name: str, *, revision: str | None = None) -> Policy:
+        """Reads a model folder, or a model of the hub by its id; nothing in it is run.
+
+        Args:
+            name: folder or id (``owner/name``); a folder of that name wins, and a path that is none is never an id.
+            revision: branch, tag or commit of the hub; pin one to get the same model tomorrow.
 
         Raises:
             DataError: the folder holds no policy, or its files do not belong together.
         """
+        folder = local_folder(name, revision)
         description, weights = load_model_files(folder, KIND)
         try:
             policy = cls._from_description(description, folder)
+            policy.mixture = description["extra"].get("mixture")
+            if description["extra"].get("adapters"):
+                from vla.tuning.config import LoraSpec
+                from vla.tuning.lora import add_lora
+
+                add_lora(policy, from_dict(LoraSpec, description["extra"]["adapters"]))
             policy.load_state_dict(weights)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from pyramid.errors import ConfigError, DataError, nearest
+from pyramid.errors import ConfigError, nearest
 from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
 from vla.text import encode_texts
@@ -34,12 +36,47 @@ class BodyStatistics:
 
     def __post_init__(self) -> None:
         """Refuses normalisers of another size than the embodiment."""
-        e = self.embodiment
-        if len(self.action.center) != e.action_dim or (e.state_dim and self.state is None):
-            raise DataError(f"embodiment '{e.name}': no statistics for its {e.state_dim} and {e.action_dim} dimensions")
-        if self.state is not None and len(self.state.center) != e.state_dim:
-            found = len(self.state.center)
-            raise DataError(f"embodiment '{e.name}': state statistics have {found} dimensions, not {e.state_dim}")
+        self.embodiment.check_statistics(self.state, self.action)
+
+    def encode_state(self, state: Tensor) -> Tensor:
+        """Maps states float [B, S], physical units, to what a network is given: normalised, [B, E]."""
+        if self.state is None:
+            return state[:, :0]
+        known = state if self.embodiment.codec is None else _like(self.embodiment.encode_state(_array(state)), state)
+        return normalize(self.state, known)
+
+    def encode_action(self, action: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps action chunks to what a network is taught.
+
+        Args:
+            action: float [B, T, D], physical units.
+            mask: bool [B, T, D]: False for padding.
+            state: float [B, S], physical units, at the chunks' starts.
+
+        Returns:
+            Normalised actions float [B, T, E], and their mask bool [B, T, E].
+
+        Raises:
+            DataError: values that are not finite, or delta or relative actions without a state.
+        """
+        codec = self.embodiment.codec
+        if codec is None:
+            return normalize(self.action, action), mask
+        keep: NDArray[np.bool_] = mask.cpu().numpy()
+        encoded = codec.encode_action(_array(action), _array(state), np.asarray(keep.any(-1)))
+        return normalize(self.action, _like(encoded, action)), torch.from_numpy(codec.encode_mask(keep)).to(mask.device)
+
+    def decode_action(self, action: Tensor, state: Tensor | None) -> Tensor:
+        """Maps a network's actions [B, T, E] to float32 [B, T, D]; these and ``state`` [B, S] in physical units.
+
+        Raises:
+            DataError: delta or relative actions without a state.
+        """
+        physical = denormalize(self.action, action.float())
+        if self.embodiment.codec is None:
+            return physical
+        known = None if state is None else _array(state)
+        return _like(self.embodiment.decode_action(_array(physical), known), physical)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON."""
@@ -56,10 +93,14 @@ class BodyStatistics:
 def read_bodies(
     embodiments: Mapping[str, Embodiment], statistics: Mapping[str, Mapping[str, Normalizer]]
 ) -> dict[str, BodyStatistics]:
-    """Joins a mixture's embodiments with their normalisers, which have ``state`` only where there is a state."""
+    """Joins a mixture's embodiments with their normalisers, which have ``state`` only where there is a state.
+
+    Videos without actions have no slot in a policy.
+    """
     return {
         name: BodyStatistics(e, statistics[name].get("state"), statistics[name]["action"])
         for name, e in embodiments.items()
+        if e.label != "video"
     }
 
 
@@ -108,9 +149,8 @@ class Processor:
         return torch.from_numpy(ids[:, :length]), torch.from_numpy(mask[:, :length])
 
     def state(self, state: Tensor, embodiment: str) -> Tensor:
-        """Normalises states float32 [B, S]; an embodiment without state gives [B, 0]."""
-        normalizer = self.body(embodiment).state
-        return state[:, :0] if normalizer is None else normalize(normalizer, state)
+        """Encodes and normalises states float32 [B, S]; an embodiment without state gives [B, 0]."""
+        return self.body(embodiment).encode_state(state)
 
 
 def normalize(normalizer: Normalizer, x: Tensor) -> Tensor:
@@ -118,13 +158,32 @@ def normalize(normalizer: Normalizer, x: Tensor) -> Tensor:
     center, scale = _tensors(normalizer, x)
     constant = scale == 0
     out = torch.where(constant, torch.zeros_like(x), (x - center) / torch.where(constant, 1.0, scale))
-    return out.clamp(-1, 1) if normalizer.clip else out
+    return _sided(normalizer, torch.where(_flags(normalizer.clipped, x), out.clamp(-1, 1), out))
 
 
 def denormalize(normalizer: Normalizer, x: Tensor) -> Tensor:
     """Does to a float tensor [..., D] what `Normalizer.denormalize` does to an array, on the tensor's device."""
     center, scale = _tensors(normalizer, x)
-    return x * scale + center
+    return _sided(normalizer, x) * scale + center
+
+
+def _sided(normalizer: Normalizer, x: Tensor) -> Tensor:
+    if not normalizer.switches:
+        return x
+    on_off = _flags(normalizer.switched & (normalizer.scale != 0), x)
+    return torch.where(on_off, torch.where(x < 0, -1.0, 1.0).to(x), x)
+
+
+def _flags(values: NDArray[np.bool_], like: Tensor) -> Tensor:
+    return torch.from_numpy(values.copy()).to(like.device)
+
+
+def _array(x: Tensor) -> NDArray[np.float32]:
+    return x.detach().float().cpu().numpy()
+
+
+def _like(values: NDArray[np.float32], like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like)
 
 
 def _tensors(normalizer: Normalizer, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyramid import files
 from pyramid.config import resolve, to_dict
-from pyramid.errors import DataError
+from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.batch import Group, MixtureStream, open_mixture
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.spec import MixtureSpec, read_mixture, with_weights
@@ -27,7 +27,8 @@ from pyramid.progress import say
 from pyramid.rng import rng, seed_of, torch_generator
 from pyramid.types import Split
 from vla.config import VLAConfig
-from vla.losses import batch_loss, encode_groups, group_error
+from vla.objectives.flow import encode_groups, group_error
+from vla.objectives.total import batch_loss
 from vla.policy import Policy, build_policy
 from vla.processor import read_bodies
 from vla.train import VLAModule
@@ -60,6 +61,9 @@ class VLAProxy:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         self._all = self._open({name: 1.0 for name in self.sources})
+        silent = [source.name for source in self._all.sources if source.embodiment.label == "video"]
+        if silent:
+            raise ConfigError(f"source '{silent[0]}' has no actions (use: video), by whose error a mixture is chosen")
         self._bodies = read_bodies(self._all.embodiments, self._all.statistics)
 
     def _open(self, weights: Mapping[str, float], split: Split = "train") -> MixtureStream:
@@ -257,7 +261,9 @@ def _joined(groups: Sequence[Group], device: torch.device) -> Group:
     values: dict[str, Any] = {}
     for field in fields(groups[0]):
         parts = [getattr(group, field.name) for group in groups]
-        if isinstance(parts[0], Tensor):
+        if any(part is None for part in parts):  # What is not known of all is not told.
+            values[field.name] = None
+        elif isinstance(parts[0], Tensor):
             values[field.name] = torch.cat(parts).to(device)
         elif isinstance(parts[0], tuple):
             values[field.name] = tuple(item for part in parts for item in part)

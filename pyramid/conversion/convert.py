@@ -16,6 +16,7 @@ from pyramid.config import from_dict, resolve
 from pyramid.conversion import target, target_v3, target_v21
 from pyramid.conversion.episode import examine_episode
 from pyramid.conversion.origin import Origin, kind_of, open_lerobot, open_shards
+from pyramid.conversion.pseudo import with_columns
 from pyramid.conversion.target import Planned
 from pyramid.corpora.scan import scan
 from pyramid.corpora.source import ScanConfig
@@ -40,6 +41,17 @@ class ConvertConfig:
     labels: str = ""
     """From shards: label runs whose columns come along, names or paths with commas between; empty takes all that lie
     in ``labels``, ``none`` takes none."""
+    rate_hz: float | None = None
+    """From shards: take the clips of this rate only, Hz; None takes them all and sets aside those unlike the most."""
+    actions: Literal["measured", "pseudo"] = "measured"
+    """From shards: pseudo also writes a label run's pseudo-actions as ``action``, with ``action_valid`` (false where a
+    frame has none and the last is held), for readers that know no other; clips with measured actions are set aside."""
+    states: Literal["measured", "previous_action"] = "measured"
+    """From shards, with pseudo-actions: measured leaves out a state that nobody measured; previous_action takes the
+    action before as the state, which is right where actions are positions that the robot reaches."""
+    facts: str = ""
+    """From shards: a Parquet table with a row per clip, told by ``key``; its other columns come along, one value for
+    all frames of a clip."""
     data_file_mb: float = 100
     """Largest data file of v3.0, MiB in memory; one episode may be larger."""
     video_file_mb: float = 200
@@ -55,6 +67,8 @@ class ConvertConfig:
         """Refuses sizes that hold nothing."""
         if not (self.data_file_mb > 0 and self.video_file_mb > 0):
             raise ValueError(f"files of {self.data_file_mb} and {self.video_file_mb} MB hold no episode")
+        if self.states != "measured" and self.actions != "pseudo":
+            raise ValueError("states: previous_action goes with actions: pseudo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +147,7 @@ def convert(
         if kind == "shards":
             raise ConfigError(f"'{src}' holds shards already")
         return _to_shards(src, dst, cfg, workers=workers, limit=limit, resume=resume, dry_run=dry_run)
-    origin = open_lerobot(src) if kind == "lerobot" else open_shards(src, camera=cfg.camera, labels=cfg.labels)
+    origin = open_lerobot(src) if kind == "lerobot" else _open_shards(src, cfg)
     tasks = origin.episodes[:limit]
     if to == "lerobot-v3.0":
         target_v3.check_rate(origin.fps)
@@ -142,6 +156,11 @@ def convert(
     if dry_run:
         return _plan_only(tasks, origin, to)
     return _to_lerobot(src, dst, origin, tasks, cfg, to=to, workers=workers, resume=resume)
+
+
+def _open_shards(src: str, cfg: ConvertConfig) -> Origin:
+    origin = open_shards(src, camera=cfg.camera, labels=cfg.labels, rate_hz=cfg.rate_hz)
+    return with_columns(src, origin, actions=cfg.actions, states=cfg.states, facts=cfg.facts)
 
 
 def _to_lerobot(

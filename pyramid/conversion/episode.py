@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pyramid import parquet
 from pyramid.conversion.labels import LabelColumn, labels_of
+from pyramid.conversion.pseudo import added_columns, vectors
 from pyramid.errors import DataError, SkipItemError
 from pyramid.jobs import Outcome
 from pyramid.lerobot import stats
@@ -72,20 +73,14 @@ def _shard_table(task: Mapping[str, Any]) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name, values in ((STATE_KEY, sample.state), (ACTION_KEY, sample.action)):
         if values is not None and values.shape[1]:
-            columns[name] = _vectors(values)
+            columns[name] = vectors(values)
     columns["timestamp"] = pa.array((np.arange(n) / task["fps"]).astype(np.float32))
     columns["t_s"] = pa.array(sample.times_s)
     for entry in task["labels"]:
         column = LabelColumn(**entry)
         values = labels_of(task["folder"], row["shard"], row["key"], n, column)
-        columns[column.name] = _vectors(values) if column.dim else pa.array(values)
-    return pa.table(columns)
-
-
-def _vectors(values: NDArray[Any]) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
-    # LeRobot's readers want plain numbers where a feature has the shape [1].
-    return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        columns[column.name] = vectors(values) if column.dim else pa.array(values)
+    return pa.table(columns | added_columns(columns, n, task.get("added", {})))
 
 
 def _with_counters(table: pa.Table, task: Mapping[str, Any]) -> pa.Table:

@@ -23,6 +23,7 @@ from pyramid.lerobot.read_v3 import open_dataset
 from pyramid.shards.layout import INDEX_FILE
 from pyramid.shards.reader import ShardSet
 
+_SAME_RATE = 1e-3
 MAIN_CAMERA = "main"
 """Name of the one camera of a shard folder, unless another one is asked for."""
 
@@ -114,28 +115,27 @@ def _videos(episode: LeRobotEpisode) -> list[tuple[str, str]]:
     return sorted(episode.videos.items())
 
 
-def open_shards(src: str, *, camera: str, labels: str) -> Origin:
+def open_shards(src: str, *, camera: str, labels: str, rate_hz: float | None = None) -> Origin:
     """Opens a shard folder; clips of another rate or size than most frames have are set aside.
 
     Args:
         src: the shard folder.
         camera: short name that its one view gets.
         labels: label runs whose columns come along, see `label_columns`.
+        rate_hz: look at clips of this rate only.
     """
     shards = ShardSet.open(src)
     columns = label_columns(shards, labels)
+    rows = [i for i, row in enumerate(shards.rows) if rate_hz is None or abs(row["rate_hz"] / rate_hz - 1) < _SAME_RATE]
     shapes: Counter[tuple[Any, ...]] = Counter()
-    for row in shards.rows:
-        shapes[_shape(row)] += row["frames"]
+    for i in rows:
+        shapes[_shape(shards.rows[i])] += shards.rows[i]["frames"]
     if not shapes:
-        raise DataError(f"'{src}' holds no clip")
+        raise DataError(f"'{src}' holds no clip" + ("" if rate_hz is None else f" of {rate_hz:g} Hz"))
     common = shapes.most_common(1)[0][0]
-    kept = sorted((i for i, row in enumerate(shards.rows) if _shape(row) == common), key=lambda i: _held(shards, i))
-    refused = [
-        Quarantined(item=row["key"], reason="other_shape", detail=_difference(row, common))
-        for row in shards.rows
-        if _shape(row) != common
-    ]
+    kept = sorted((i for i in rows if _shape(shards.rows[i]) == common), key=lambda i: _held(shards, i))
+    odd = [shards.rows[i] for i in rows if _shape(shards.rows[i]) != common]
+    refused = [Quarantined(item=r["key"], reason="other_shape", detail=_difference(r, common)) for r in odd]
     tasks = list(dict.fromkeys(shards.rows[i]["text"] or "" for i in kept))
     key = schema.IMAGE_PREFIX + (camera or MAIN_CAMERA)
     bodies = Counter(shards.rows[i]["embodiment"] for i in kept)

@@ -128,6 +128,7 @@ def find_outliers(stream: MixtureStream) -> list[dict[str, Any]]:
             **_odd(source_statistics(s)["action"], pooled[s.embodiment.name]["action"]),
         }
         for s in stream.sources
+        if s.embodiment.label != "video"
     ]
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.augment import augment
 from pyramid.mixture.clips import SharedCounts, ring_frames
+from pyramid.mixture.filling import Filling, LaterFrames, Slots, fill
+from pyramid.mixture.group import Batch, Group, empty_tensors
 from pyramid.mixture.schedule import Schedule
-from pyramid.mixture.source import Chunk, Source
+from pyramid.mixture.source import Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
 from pyramid.mixture.statistics import normalizers
 from pyramid.mixture.weights import ledger
@@ -29,48 +29,13 @@ from pyramid.rng import rng
 from pyramid.shards.reader import ShardSet
 from pyramid.types import Embodiment, Split
 
+__all__ = ["Batch", "Drawn", "Group", "MixtureStream", "open_mixture"]
+
 _LOG = logging.getLogger("pyramid.mixture")
 _TRIES = 16
 _READ, _BAD = 0, 1
 _LEAST_READ = 100
 """Samples below which a share of bad ones is not yet judged by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """All samples of a batch that share an embodiment."""
-
-    embodiment: str
-    """Slot of the policy."""
-    images: Tensor
-    """uint8 [B, V, H, W, 3], RGB."""
-    text: tuple[str, ...]
-    """Instructions, B."""
-    state: Tensor
-    """float32 [B, S], physical units; S = 0 without proprioception."""
-    state_known: Tensor
-    """bool [B]: False where there is no state."""
-    action: Tensor
-    """float32 [B, T, D], physical units."""
-    mask: Tensor
-    """bool [B, T, D]: False for padding and steps past the end."""
-    weight: Tensor
-    """float32 [B]: weight in the loss."""
-    source: tuple[str, ...]
-    """Names of the sources, B."""
-    tier: tuple[str, ...]
-    """Levels of the pyramid, B."""
-    key: tuple[str, ...]
-    """Keys of the clips, B."""
-    position: Tensor
-    """int64 [B]: place in the global order of samples."""
-    label: tuple[str, ...] = ()
-    """Where the actions come from, B: ``action``, or the folder of the label run."""
-    replaced: tuple[bool, ...] = ()
-    """Whether the sample stands in for one that could not be read, B."""
-
-
-Batch = list[Group]
 
 
 class Drawn(NamedTuple):
@@ -84,22 +49,6 @@ class Drawn(NamedTuple):
     """How many samples the source gave before."""
     item: int
     """Number of the item in its source."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """One sample, read."""
-
-    drawn: Drawn
-    """What was asked for."""
-    clip: int
-    """Clip that was read."""
-    chunk: Chunk
-    """Its actions."""
-    image: NDArray[np.uint8]
-    """uint8 [H, W, 3], RGB."""
-    replaced: bool
-    """Whether the clip is another than the one asked for."""
 
 
 class MixtureStream:
@@ -183,8 +132,9 @@ class MixtureStream:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of everything that decides the batches: the file, the clips, the labels."""
-        return files.digest([self.data_digest, self.image_size])
+        """Digest of everything that decides the batches: the file, the clips, the labels, what bodies are declared."""
+        declared = [body.to_dict() for body in self.embodiments.values() if body.declaration]
+        return files.digest([self.data_digest, self.image_size, *declared])
 
     @cached_property
     def data_digest(self) -> str:
@@ -212,28 +162,56 @@ class MixtureStream:
         return self.batch_of(self.draw(step * self.batch_size, self.batch_size))
 
     def batch_of(self, drawn: Sequence[Drawn]) -> Batch:
-        """Reads samples and groups them by embodiment."""
-        loaded = [self.load(one) for one in drawn]
-        names = sorted({one.source.embodiment.name for one in drawn})
-        return [self._collate([one for one in loaded if one.drawn.source.embodiment.name == name]) for name in names]
-
-    def load(self, drawn: Drawn) -> Loaded:
-        """Reads one sample; what cannot be read is replaced by another of its source, always the same one.
+        """Reads samples and groups them by embodiment.
 
         Raises:
             DataError: a shard vanished or changed, or more than the set share of samples is bad.
         """
-        self.judged.add(_READ)
-        source = drawn.source
-        source.enter(drawn.rank)
-        item = drawn.item
+        self.judged.add(_READ, len(drawn))
+        by_body: dict[str, list[Drawn]] = {}
+        for one in drawn:
+            by_body.setdefault(one.source.embodiment.name, []).append(one)
+        bodies = sorted(by_body)
+        sizes = [(by_body[name][0].source.embodiment, len(by_body[name])) for name in bodies]
+        ahead = self.spec.future_s > 0
+        slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size, future=ahead)]
+        parts = [
+            (
+                mine,
+                Filling(source, [one.item for one in mine], at, slot),
+                LaterFrames(source, [one.item for one in mine], at, slot) if ahead else None,
+            )
+            for name, slot in zip(bodies, slots, strict=True)
+            for source, mine, at in _by_source(by_body[name])
+        ]
+        fill([filling for _, *fillings in parts for filling in fillings if filling is not None])
+        for mine, filling, later in parts:
+            for number in sorted(filling.failed):
+                self._replace(mine[number], filling, later, number)
+        return [
+            self._group(by_body[name], slot, [f for _, f, _ in parts if f.slots is slot])
+            for name, slot in zip(bodies, slots, strict=True)
+        ]
+
+    def _replace(self, drawn: Drawn, filling: Filling, later: LaterFrames | None, number: int) -> None:
+        """Fills in another sample of the source for one that cannot be read, always the same one.
+
+        Raises:
+            DataError: a shard vanished or changed, or more than the set share of samples is bad.
+        """
+        source, item = drawn.source, drawn.item
         for attempt in range(_TRIES):
             clip, step = source.locate(item)
             try:
-                return Loaded(drawn, clip, *source.read(clip, step), attempt > 0)
+                filling.put(number, clip, *source.read(clip, step))
+                if later is not None:
+                    later.replace(number, source.later(clip, step))
             except DataError as error:
                 source.check_shard(clip)
                 self._count_bad(source, error)
+            else:
+                filling.replaced[number] = attempt > 0
+                return
             item = int(rng(self.spec.seed, "replace", source.name, drawn.position, attempt).integers(len(source)))
         raise DataError(
             f"source '{source.name}': {_TRIES} samples in a row cannot be read; see the log for each of them"
@@ -250,34 +228,57 @@ class MixtureStream:
                 f"{self.spec.max_bad_share:g} allows; the last one: {error}"
             ) from error
 
-    def _collate(self, loaded: Sequence[Loaded]) -> Group:
-        """Stacks the samples of one embodiment."""
-        action = np.stack([one.chunk.action for one in loaded])
-        mask = np.stack([one.chunk.mask for one in loaded])
-        state = np.stack([one.chunk.state for one in loaded])
+    def _group(self, drawn: Sequence[Drawn], slots: Slots, fillings: Sequence[Filling]) -> Group:
+        """Returns the samples of one embodiment, their words beside their numbers."""
+        clips, replaced = [0] * len(drawn), [False] * len(drawn)
+        for filling in fillings:
+            for at, clip, other in zip(filling.at, filling.clips, filling.replaced, strict=True):
+                clips[at], replaced[at] = clip, other
+        tensors = slots.tensors
+        tensors["state_known"].fill_(tensors["state"].shape[1] > 0)
+        tensors["weight"].fill_(1.0)
+        slots.arrays["position"][:] = [one.position for one in drawn]
+        for name in ("images", "future"):
+            if name in tensors:
+                self._vary(tensors[name], drawn)
+        both = list(zip(drawn, clips, strict=True))
         return Group(
-            embodiment=loaded[0].drawn.source.embodiment.name,
-            images=torch.stack([self._views(one) for one in loaded]),
-            text=tuple(one.drawn.source.clips.text(one.clip) for one in loaded),
-            state=torch.from_numpy(state),
-            state_known=torch.full((len(loaded),), state.shape[1] > 0),
-            action=torch.from_numpy(action),
-            mask=torch.from_numpy(np.broadcast_to(mask[..., None], action.shape).copy()),
-            weight=torch.ones(len(loaded)),
-            source=tuple(one.drawn.source.name for one in loaded),
-            tier=tuple(one.drawn.source.tier for one in loaded),
-            key=tuple(one.drawn.source.clips.key(one.clip) for one in loaded),
-            position=torch.tensor([one.drawn.position for one in loaded]),
-            label=tuple(one.drawn.source.label_of(one.clip) for one in loaded),
-            replaced=tuple(one.replaced for one in loaded),
+            **tensors,
+            **_quality(fillings, len(drawn)),
+            embodiment=drawn[0].source.embodiment.name,
+            text=tuple(one.source.clips.text(clip) for one, clip in both),
+            source=tuple(one.source.name for one in drawn),
+            tier=tuple(one.source.tier for one in drawn),
+            key=tuple(one.source.clips.key(clip) for one, clip in both),
+            label=tuple(one.source.label_of(clip) for one, clip in both),
+            replaced=tuple(replaced),
         )
 
-    def _views(self, one: Loaded) -> Tensor:
-        """Returns the views of a sample, uint8 [V, H, W, 3], varied in training."""
-        views = torch.from_numpy(np.ascontiguousarray(one.image))[None]
-        if self.split != "train":
-            return views
-        return augment(views, self.spec.augment, self.spec.seed, one.drawn.position)
+    def _vary(self, images: Tensor, drawn: Sequence[Drawn]) -> None:
+        """Varies the views of each sample [B, V, H, W, 3] in training."""
+        if self.split == "train" and self.spec.augment.active:
+            for views, one in zip(images, drawn, strict=True):
+                views.copy_(augment(views, self.spec.augment, self.spec.seed, one.position))
+
+
+def _by_source(drawn: Sequence[Drawn]) -> Iterator[tuple[Source, list[Drawn], list[int]]]:
+    """Yields each source's samples and their places; makes the source ready for them."""
+    places: dict[str, list[int]] = {}
+    for at, one in enumerate(drawn):
+        places.setdefault(one.source.name, []).append(at)
+    for own in places.values():
+        mine = [drawn[at] for at in own]
+        source = mine[0].source
+        source.enter(mine[0].rank)
+        source.enter(mine[-1].rank)
+        yield source, mine, own
+
+
+def _quality(fillings: Sequence[Filling], n: int) -> dict[str, Tensor]:
+    """Stacks what labelers say of the labels of a group of ``n``, as far as it is known of every sample."""
+    found = {at: filling.quality.get(i, {}) for filling in fillings for i, at in enumerate(filling.at)}
+    names = set.intersection(*(set(one) for one in found.values()))
+    return {name: torch.from_numpy(np.stack([found[at][name] for at in range(n)])) for name in sorted(names)}
 
 
 def open_mixture(

@@ -7,7 +7,9 @@ asked for. What is held never decides what comes out.
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
 from mmap import mmap
 from typing import Any
@@ -21,8 +23,41 @@ from pyramid.shards.reader import Sample
 _LAST_SAMPLES = 8
 _HEAD, _DECODED, _USED = range(3)
 
-Item = tuple[NDArray[np.uint8], NDArray[np.float32]]
-"""A frame uint8 [S, S, 3], RGB, and rows of numbers float32 [n, W] from a step of its clip on."""
+_CLAIM_S = 10.0
+"""After so many seconds a clip that a process set out to decode is anybody's again: the process may be dead."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Items of a source and where their frames go."""
+
+    clips: NDArray[np.int64]
+    """[n]: their clips."""
+    lengths: NDArray[np.int64]
+    """[n]: frames of those."""
+    frames: NDArray[np.int64]
+    """[n]: frame of the clip."""
+    steps: NDArray[np.int64]
+    """[n]: row of the clip that a chunk begins with."""
+    at: NDArray[np.int64]
+    """[n]: places in ``images``."""
+    images: NDArray[np.uint8]
+    """uint8 [N, S, S, 3], RGB: what is filled."""
+
+    def __getitem__(self, some: NDArray[Any]) -> Wanted:
+        """Returns some of the items."""
+        clips, lengths, frames, steps, at = (
+            part[some] for part in (self.clips, self.lengths, self.frames, self.steps, self.at)
+        )
+        return Wanted(clips, lengths, frames, steps, at, self.images)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def rows(self, horizon: int) -> NDArray[np.int64]:
+        """Returns the rows of each item's chunk, int64 [n, horizon]; past the end of the clip its last."""
+        found: NDArray[np.int64] = np.minimum(self.steps[:, None] + np.arange(horizon), self.lengths[:, None] - 1)
+        return found
 
 
 class SharedCounts:
@@ -36,10 +71,10 @@ class SharedCounts:
         """Goes to another process as zeros."""
         return SharedCounts, (len(self._counts),)
 
-    def add(self, place: int) -> None:
-        """Adds one."""
+    def add(self, place: int, n: int = 1) -> None:
+        """Adds ``n`` to a number."""
         with self._lock:
-            self._counts[place] += 1
+            self._counts[place] += n
 
     def values(self) -> list[int]:
         """Returns the numbers."""
@@ -51,7 +86,8 @@ class ClipCache:
     """Decoded clips of one source: their frames, and rows of numbers that go with them.
 
     They lie in a ring of anonymous shared memory, the oldest overwritten first. Processes that are forked after it was
-    made share it; one that it is pickled for has a ring of its own. Memory that was never written to costs nothing.
+    made share it, and none decodes what another is about to have; one that it is pickled for has a ring of its own.
+    Memory that was never written to costs nothing.
 
     Args:
         n_clips: clips of the source.
@@ -65,6 +101,7 @@ class ClipCache:
         self.n_clips, self.frames, self.width, self.size_px, self.gop = n_clips, frames, width, size_px, gop
         self._counts: NDArray[np.int64] = _shared((3,), np.int64)
         self._starts: NDArray[np.int64] = _shared((n_clips if frames else 0,), np.int64)
+        self._claims: NDArray[np.float64] = _shared((n_clips if frames else 0,), np.float64)
         self._pictures: NDArray[np.uint8] = _shared((frames, size_px, size_px, 3), np.uint8)
         self._rows: NDArray[np.float32] = _shared((frames, width), np.float32)
         self._lock = multiprocessing.Lock()
@@ -94,38 +131,62 @@ class ClipCache:
         while len(self._last) > _LAST_SAMPLES:
             self._last.popitem(last=False)
 
-    def find(self, clip: int, frame: int, step: int, n: int) -> Item | None:
-        """Returns a frame of a clip and its rows from ``step`` on, up to ``n`` in the ring; None if it is not there."""
-        if not self.frames:
-            return None
-        with self._lock:
-            start = int(self._starts[clip]) - 1
-            if start < 0 or self._counts[_HEAD] - start > self.frames:
-                return None
-            self._counts[_USED] += 1
-            at = start % self.frames
-            return self._pictures[at + frame].copy(), self._rows[at + step : at + step + n].copy()
-
-    def decode(self, clip: int, sample: Sample, frame: int, rows: NDArray[np.float32] | None) -> NDArray[np.uint8]:
-        """Decodes one frame of a clip, and, where they fit, all others for the items to come.
+    def take(self, want: Wanted, horizon: int) -> tuple[NDArray[np.bool_], NDArray[np.float32], int | None]:
+        """Copies the frames that are held, and says what to decode.
 
         Args:
-            clip: the clip.
-            sample: its sample.
-            frame: the frame that is asked for.
-            rows: float32 [T, W] that go with the frames; None for none.
+            want: items; the frames of those that are held are filled in.
+            horizon: rows of a chunk.
 
         Returns:
-            uint8 [S, S, 3], RGB.
+            Which items are held, bool [n]; their rows, float32 [m, horizon, W]; and one clip of the others that the
+            caller is to `decode`, or None if there is none that no other process is decoding.
+        """
+        if not self.frames:
+            none = np.zeros((0, horizon, self.width), np.float32)
+            return np.zeros(len(want), bool), none, int(want.clips[0]) if len(want) else None
+        with self._lock:
+            starts = self._starts[want.clips] - 1
+            held = (starts >= 0) & (self._counts[_HEAD] - starts <= self.frames)
+            found, at = want[held], starts[held] % self.frames
+            for place, picture in zip(found.at.tolist(), (at + found.frames).tolist(), strict=True):
+                want.images[place] = self._pictures[picture]
+            self._counts[_USED] += len(found)
+            return held, self._rows[at[:, None] + found.rows(horizon)], self._claim(want[~held])
+
+    def _claim(self, want: Wanted) -> int | None:
+        now = time.monotonic()
+        for clip, length in zip(want.clips.tolist(), want.lengths.tolist(), strict=True):
+            if length > self.frames:
+                return int(clip)
+            if self._claims[clip] <= now:
+                self._claims[clip] = now + _CLAIM_S
+                return int(clip)
+        return None
+
+    def release(self, clip: int) -> None:
+        """Says that this process is done with a clip that it was given to decode."""
+        if self.frames:
+            self._claims[clip] = 0.0
+
+    def decode(self, want: Wanted, sample: Sample, rows: NDArray[np.float32] | None) -> None:
+        """Decodes the frames of items of one clip, and, where they fit, all others for the items to come.
+
+        Args:
+            want: items of one clip; their frames are filled in.
+            sample: its sample.
+            rows: float32 [T, W] that go with the frames; None for none.
         """
         whole = len(sample) <= self.frames
-        found = square_frames(sample, range(len(sample)) if whole else [frame], self.size_px)
+        wanted = want.frames.tolist()
+        found = square_frames(sample, range(len(sample)) if whole else wanted, self.size_px)
+        for place, picture in zip(want.at.tolist(), wanted if whole else range(len(wanted)), strict=True):
+            want.images[place] = found[picture]
         with self._lock:
-            self._counts[_USED] += 1
-            self._counts[_DECODED] += len(found) if whole else frame % self.gop + 1
+            self._counts[_USED] += len(wanted)
+            self._counts[_DECODED] += len(found) if whole else sum(frame % self.gop + 1 for frame in wanted)
             if whole:
-                self._write(clip, found, rows)
-        return np.asarray(found[frame if whole else 0])
+                self._write(int(want.clips[0]), found, rows)
 
     def _write(self, clip: int, pictures: NDArray[np.uint8], rows: NDArray[np.float32] | None) -> None:
         head, n = int(self._counts[_HEAD]), len(pictures)

@@ -12,6 +12,7 @@ from typing import Any
 from pyramid import files
 from pyramid.config import load_config_file
 from pyramid.errors import ConfigError
+from pyramid.types import NAME_PATTERN
 
 MAX_DEPTH = 8
 _PATHS = ("shards", "labels")
@@ -56,9 +57,14 @@ def _rebased(data: dict[str, Any], folder: str) -> dict[str, Any]:
     def walk(node: Any) -> Any:
         if not isinstance(node, Mapping):
             return node
-        return {k: moved(v) if k in _PATHS else walk(v) for k, v in node.items()}
+        return {k: moved(v) if k in _PATHS or _is_file(k, v) else walk(v) for k, v in node.items()}
 
     return {**data, "tiers": walk(data.get("tiers", {}))}
+
+
+def _is_file(key: str, value: Any) -> bool:
+    """Whether a value is a declaration in a file of its own; a plain name is one that is shipped."""
+    return key == "declaration" and isinstance(value, str) and not NAME_PATTERN.fullmatch(value)
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any], origin: str, at: str = "") -> dict[str, Any]:

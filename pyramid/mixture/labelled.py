@@ -32,6 +32,9 @@ _NEEDS = {
 }
 
 
+_Table = tuple[NDArray[np.float32], NDArray[np.bool_], list[str], dict[str, NDArray[Any]]]
+
+
 class Labels:
     """The labels of a source's clips.
 
@@ -158,6 +161,18 @@ class Labels:
 
     def values(self, clip: int, item: int, n: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Returns the values of up to ``n`` labels from a clip's ``item``-th on [m, D], and which of them pass [m]."""
+        table, same = self._rows_of(clip, item, n)
+        return table[0][same], table[1][same]
+
+    def quality(self, clip: int, item: int, n: int) -> dict[str, NDArray[Any]]:
+        """Returns what the labeler says of the same labels besides their values, as far as its tables have it.
+
+        ``action_std`` float32 [m, D] in physical units, ``recon_gain`` float32 [m], ``codes`` int64 [m, C].
+        """
+        table, same = self._rows_of(clip, item, n)
+        return {name: column[same] for name, column in table[3].items()}
+
+    def _rows_of(self, clip: int, item: int, n: int) -> tuple[_Table, list[int]]:
         table, key = (
             self._table(int(self.clips.part[clip]), self.clips.table["shard"][clip].as_py()),
             self.clips.key(clip),
@@ -166,12 +181,13 @@ class Labels:
         same = [i for i in range(start, min(start + n, len(table[0]))) if table[2][i] == key]
         if not same or same[0] != start:
             raise DataError(f"source '{self.name}': labels of clip {key} changed during the run in '{self.runs[0]}'")
-        return table[0][same], table[1][same]
+        return table, same
 
-    def _read_table(self, part: int, shard: str) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[str]]:
+    def _read_table(self, part: int, shard: str) -> _Table:
         path = files.join(self.runs[part], table_name(shard))
         table = parquet.read(path)
-        return matrix(table[COLUMN[self.use]], f"'{path}'"), _passes(table, self.spec), table["key"].to_pylist()
+        values, passes = matrix(table[COLUMN[self.use]], f"'{path}'"), _passes(table, self.spec)
+        return values, passes, table["key"].to_pylist(), _quality(table, self.use, f"'{path}'")
 
     def first_table(self) -> pa.Table:
         """Returns a table that holds labels, from which widths and the gap are told."""
@@ -184,6 +200,19 @@ def _stamp(path: str) -> str:
     """Returns what tells that a local file was written again, even with as many bytes."""
     facts = Path(path).stat()
     return f"{facts.st_mtime_ns}-{facts.st_ino}"
+
+
+def _quality(table: pa.Table, use: str, where: str) -> dict[str, NDArray[Any]]:
+    """Returns the columns that say how good labels are, and the codes of latent actions; what is null is not there."""
+    there = [n for n in table.column_names if not table[n].null_count]
+    if use == "pseudo":
+        return {"action_std": matrix(table["action_std"], where)} if "action_std" in there else {}
+    found: dict[str, NDArray[Any]] = {}
+    if "recon_gain" in there:
+        found["recon_gain"] = table["recon_gain"].to_numpy().astype(np.float32)
+    if "codes" in there:
+        found["codes"] = matrix(table["codes"], where).astype(np.int64)
+    return found
 
 
 def _passes(table: pa.Table, spec: FilterSpec) -> NDArray[np.bool_]:

@@ -14,23 +14,25 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyramid.errors import ConfigError
 from pyramid.mixture.batch import Batch, MixtureStream
+from pyramid.mixture.group import Packed, pack, unpack
 
 __all__ = ["MixtureData", "MixtureLoader"]
 
 
-class _Share(IterableDataset[Batch]):
+class _Share(IterableDataset[Batch | Packed]):
     """One rank's part of every global batch from a position on."""
 
     def __init__(self, stream: MixtureStream, batch_size: int, rank: int, ranks: int, steps: int | None) -> None:
         self.stream, self.batch_size, self.rank, self.ranks, self.steps = stream, batch_size, rank, ranks, steps
         self.position = 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Packed]:
         worker = get_worker_info()
         step, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while self.steps is None or step < self.steps:
             first = self.position + step * self.batch_size + self.rank
-            yield self.stream.batch_of(self.stream.draw(first, self.batch_size // self.ranks, self.ranks))
+            batch = self.stream.batch_of(self.stream.draw(first, self.batch_size // self.ranks, self.ranks))
+            yield pack(batch) if worker else batch
             step += stride
 
 
@@ -79,7 +81,7 @@ class MixtureLoader:
         self._share.position = self.position
         for batch in self._loader:
             self.position += self._share.batch_size
-            yield batch
+            yield unpack(batch)
 
     def state_dict(self) -> dict[str, int]:
         """Returns where the loader is; the same on every rank."""

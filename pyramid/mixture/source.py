@@ -6,7 +6,8 @@ read when an item of theirs is drawn. Statistics are left to `pyramid.mixture.st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from pyramid import files
 from pyramid.errors import DataError
-from pyramid.mixture.clips import ClipCache
+from pyramid.mixture.bodies import declared
+from pyramid.mixture.clips import ClipCache, Wanted
 from pyramid.mixture.index import ClipIndex
 from pyramid.mixture.labelled import Labels
 from pyramid.mixture.order import ItemOrder
@@ -23,6 +25,7 @@ from pyramid.mixture.spec import MixtureSpec
 from pyramid.mixture.weights import Size
 from pyramid.shards.ahead import ReadAhead
 from pyramid.shards.cache import ShardCache
+from pyramid.shards.frames import square_frames
 from pyramid.shards.reader import Sample, ShardSet
 from pyramid.types import Embodiment, Split
 
@@ -39,6 +42,8 @@ class Chunk:
     """bool [H]: False past the end of the clip, and where the filter refuses a label."""
     state: NDArray[np.float32]
     """float32 [S], physical units; S = 0 without proprioception."""
+    quality: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What a labeler says of it: ``action_std`` float32 [H, D], ``recon_gain`` float32 [], ``codes`` int64 [C]."""
 
 
 class Source:
@@ -67,14 +72,19 @@ class Source:
             name, folders, spec.filter, split=split, with_actions=measured, opened=opened, scores=table
         )
         self.labels: Labels | None = None
+        self._future_s, self._rates = mixture.future_s, self.clips.column("rate_hz").astype(np.float64)
         if spec.use == "action":
             self._sizes = self.clips.column("frames").astype(np.int64)
+        elif spec.use == "video":
+            self._sizes = self._frames_with_future()
         else:
             runs = [mixture.path(run) for run in spec.runs()]
             self.labels = Labels(name, self.clips, runs, use=spec.use, spec=spec.filter)
             self._sizes = self.labels.sizes
         self._ends = np.cumsum(self._sizes)
-        self.embodiment = self._embodiment(mixture.horizon)
+        self.measured = measured
+        """Whether its actions were measured."""
+        self.embodiment = declared(self._embodiment(mixture.horizon), spec, mixture.body(spec), name)
         self._frames, self._spread = self.clips.column("frames").astype(np.int64), mixture.shuffle_frames
         self.order = ItemOrder(
             mixture.seed,
@@ -105,7 +115,7 @@ class Source:
     def hold(self, frames: int) -> None:
         """Makes room for decoded frames, in place of what there was."""
         gops = [shards.metadata.get("config", {}).get("gop", _GOP) for shards in self.clips.shard_sets]
-        width = 0 if self.labels else self.embodiment.action_dim + self.embodiment.state_dim
+        width = self.embodiment.action_dim + self.embodiment.state_dim if self.measured else 0
         self.cache = ClipCache(len(self.clips), frames, width=width, size_px=self._size_px, gop=max(gops))
 
     @cached_property
@@ -134,6 +144,9 @@ class Source:
     def _embodiment(self, horizon: int) -> Embodiment:
         suffix = "" if self.spec.use == "action" else f"_{self.spec.use}"
         name = self.spec.embodiment or "_".join(self.clips.distinct("embodiment")) + suffix
+        if self.spec.use == "video":
+            rate = 1 / self._future_s
+            return Embodiment(name=name, state_dim=0, action_dim=0, horizon=1, rate_hz=rate, label="video")
         if self.labels is None:
             return self._measured(name, horizon)
         table = self.labels.first_table()
@@ -170,13 +183,30 @@ class Source:
         )
 
     def label_of(self, clip: int) -> str:
-        """Returns where a clip's actions come from: ``action``, or the folder of its label run."""
-        return "action" if self.labels is None else self.labels.runs[int(self.clips.part[clip])]
+        """Returns where a clip's actions come from: ``action``, the folder of its label run, or ``video``: nowhere."""
+        return self.spec.use if self.labels is None else self.labels.runs[int(self.clips.part[clip])]
 
     def locate(self, item: int) -> tuple[int, int]:
         """Returns an item's clip and its step in that clip."""
         clip = int(np.searchsorted(self._ends, item, side="right"))
         return clip, item - int(self._ends[clip] - self._sizes[clip])
+
+    def wanted(
+        self, items: Sequence[int], at: Sequence[int], images: NDArray[np.uint8], *, later: bool = False
+    ) -> Wanted:
+        """Returns where items lie, and the places in ``images`` [N, S, S, 3] that their frames go to.
+
+        With ``later`` it is the frames ``future_s`` after theirs, some of which may lie past the ends of their clips.
+        """
+        numbers = np.asarray(items, np.int64)
+        clips = np.searchsorted(self._ends, numbers, side="right")
+        steps = frames = numbers - (self._ends[clips] - self._sizes[clips])
+        if self.labels is not None:
+            both = zip(clips.tolist(), steps.tolist(), strict=True)
+            frames = np.array([self.labels.frame(clip, step) for clip, step in both], np.int64)
+        if later:
+            frames = frames + self._ahead(clips)
+        return Wanted(clips, self._frames[clips], frames, steps, np.asarray(at, np.int64), images)
 
     def enter(self, rank: int) -> None:
         """Makes ready for the source's ``rank``-th sample: begins to fetch the shards that come."""
@@ -216,21 +246,56 @@ class Source:
     def read(self, clip: int, step: int) -> tuple[Chunk, NDArray[np.uint8]]:
         """Returns what is to be learned at a step, and the frame at which it starts, uint8 [H, W, 3], RGB.
 
+        For single samples; those of a batch are brought together by `pyramid.mixture.filling`.
+
         Raises:
             DataError: the clip is not what the index says, or its actions are not finite or of another width.
         """
-        frame = step if self.labels is None else self.labels.frame(clip, step)
-        n = min(self.embodiment.horizon, int(self._frames[clip]) - step)
-        found = self.cache.find(clip, frame, step, n if self.labels is None else 0)
-        if found is None:
-            sample = self.sample(clip)
-            rows = self._measured_rows(sample) if self.labels is None else None
-            chunk = self._chunk(clip, step, rows[step : step + n] if rows is not None else None)
-            return chunk, self.cache.decode(clip, sample, frame, rows)
-        return self._chunk(clip, step, found[1] if self.labels is None else None), found[0]
+        sample = self.sample(clip)
+        rows = self.measured_rows(sample)
+        chunk = self.chunk(clip, step, None if rows is None else rows[step : step + self.embodiment.horizon])
+        return chunk, square_frames(sample, [self.frame_of(clip, step)], self._size_px)[0]
 
-    def _chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None) -> Chunk:
+    def later(self, clip: int, step: int) -> NDArray[np.uint8] | None:
+        """Returns the frame ``future_s`` after that of a step, uint8 [H, W, 3], RGB; None past the end of the clip.
+
+        Raises:
+            DataError: the clip is not what the index says.
+        """
+        frame = self.frame_of(clip, step) + int(self._ahead([clip])[0])
+        return square_frames(self.sample(clip), [frame], self._size_px)[0] if frame < self._frames[clip] else None
+
+    def _ahead(self, clips: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns how many frames ``future_s`` is in clips, at least 1."""
+        frames: NDArray[np.int64] = np.maximum(np.rint(self._future_s * self._rates[clips]), 1).astype(np.int64)
+        return frames
+
+    def _frames_with_future(self) -> NDArray[np.int64]:
+        frames = self.clips.column("frames").astype(np.int64)
+        left: NDArray[np.int64] = np.maximum(frames - self._ahead(np.arange(len(frames))), 0)
+        if not left.any():
+            raise DataError(f"source '{self.name}': none of its clips is longer than future_s: {self._future_s:g} s")
+        return left
+
+    def frame_of(self, clip: int, step: int) -> int:
+        """Returns the frame at which a step of a clip begins."""
+        return step if self.labels is None else self.labels.frame(clip, step)
+
+    def chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None = None) -> Chunk:
+        """Returns what is to be learned at a step.
+
+        Args:
+            clip: the clip.
+            step: its step.
+            rows: of measured actions, actions and states from the step on, float32 [n, D + S].
+
+        Raises:
+            DataError: they are not finite, or the labels are not what they were.
+        """
         body, state = self.embodiment, np.zeros(0, np.float32)
+        if body.label == "video":
+            return Chunk(np.zeros((body.horizon, 0), np.float32), np.zeros(body.horizon, bool), state)
+        quality: dict[str, NDArray[Any]] = {}
         if rows is not None:
             if not np.isfinite(rows[:, : body.action_dim]).all() or not np.isfinite(rows[0]).all():
                 where = f"source '{self.name}': clip {self.clips.key(clip)}"
@@ -238,16 +303,25 @@ class Source:
             values, state, ok = rows[:, : body.action_dim], rows[0, body.action_dim :], np.ones(len(rows), bool)
         else:
             assert self.labels is not None  # noqa: S101
-            values, ok = self.labels.values(clip, step, 1 if body.label == "latent" else body.horizon)
+            n = 1 if body.label == "latent" else body.horizon
+            values, ok = self.labels.values(clip, step, n)
+            quality = self.labels.quality(clip, step, n)
             if body.label == "latent":
-                return Chunk(values[0].reshape(body.horizon, body.action_dim), np.ones(body.horizon, bool), state)
+                latent = values[0].reshape(body.horizon, body.action_dim)
+                return Chunk(latent, np.ones(body.horizon, bool), state, {k: v[0] for k, v in quality.items()})
         action, mask = np.zeros((body.horizon, body.action_dim), np.float32), np.zeros(body.horizon, bool)
         action[: len(values)] = np.where(ok[:, None], values, 0)
         mask[: len(values)] = ok
-        return Chunk(action, mask, state)
+        return Chunk(action, mask, state, {name: _padded(v, body.horizon) for name, v in quality.items()})
 
-    def _measured_rows(self, sample: Sample) -> NDArray[np.float32]:
-        """Returns actions and states of a clip side by side, float32 [T, D + S]."""
+    def measured_rows(self, sample: Sample) -> NDArray[np.float32] | None:
+        """Returns actions and states of a clip side by side, float32 [T, D + S]; None where none are measured.
+
+        Raises:
+            DataError: it has none, or of another width.
+        """
+        if not self.measured:
+            return None
         body, action, state = self.embodiment, sample.action, sample.state
         if action is None or action.shape[1] != body.action_dim:
             raise DataError(f"source '{self.name}': clip {sample.key} has no actions of {body.action_dim} dimensions")
@@ -298,3 +372,8 @@ class Source:
         row: dict[str, Any] = self.clips.row(clip)
         folder = self.clips.shard_sets[int(self.clips.part[clip])].folder
         return files.join(folder, row["shard"]), row["shard_sha256"], row["shard_bytes"]
+
+
+def _padded(rows: NDArray[Any], n: int) -> NDArray[Any]:
+    """Returns rows [m, ...] with zeros after them, [n, ...]."""
+    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)])

@@ -20,7 +20,7 @@ from pyramid.mixture.augment import AugmentSpec
 from pyramid.mixture.extend import load_extended
 from pyramid.types import NAME_PATTERN, TIERS
 
-Use = Literal["action", "pseudo", "latent"]
+Use = Literal["action", "pseudo", "latent", "video"]
 Unit = Literal["samples", "frames", "hours"]
 
 
@@ -100,27 +100,37 @@ class SourceSpec:
     shards: str | list[str]
     """Shard folder or folders; relative to the mixture file."""
     use: Use
-    """What is learned from it: measured actions, an IDM's pseudo-actions, or a LAM's latent actions."""
+    """What is learned from it: measured actions, an IDM's pseudo-actions, a LAM's latent actions, or, from videos
+    alone, what is seen ``future_s`` later."""
     labels: str | list[str] = ""
     """Folder of the label run for pseudo and latent, one for each shard folder; relative to the mixture file."""
     weight: float = 1.0
     """Share within its tier, relative to the tier's other sources, in the mixture's unit."""
     embodiment: str = ""
     """Slot of the policy, [a-z0-9_]+; empty takes the clips' own, with _pseudo or _latent."""
+    declaration: str = ""
+    """What its numbers are: a shipped embodiment such as ``gr1``, a YAML file, or the `modality.json` (or the folder)
+    of a data set, relative to the mixture file; empty gives a network the numbers as they are."""
+    actions: Literal["", "absolute", "delta", "relative"] = ""
+    """What a network is taught of joints, positions, rotations and poses: the values, each step less the one before, or
+    each step less the state at the chunk's start; empty: as declared, or absolute."""
     filter: FilterSpec = field(default_factory=FilterSpec)
     """Which of its clips and labels are drawn."""
 
     def __post_init__(self) -> None:
         """Refuses weights that are no shares, and labels that do not go with the use."""
         _check_weight(self.weight)
-        if (self.use == "action") != (not self.runs()):
-            raise ValueError(f"use: {self.use} goes {'without' if self.use == 'action' else 'with'} a label run")
+        bare = self.use in ("action", "video")
+        if bare != (not self.runs()):
+            raise ValueError(f"use: {self.use} goes {'without' if bare else 'with'} a label run")
         if not self.folders() or (self.runs() and len(self.runs()) != len(self.folders())):
             raise ValueError(
                 f"{len(self.runs())} label runs for {len(self.folders())} shard folders; name one for each"
             )
-        if self.use == "action" and self.filter.label_bounds():
-            raise ValueError(f"filter.{self.filter.label_bounds()[0]} is for labels, and use: action has none")
+        if bare and self.filter.label_bounds():
+            raise ValueError(f"filter.{self.filter.label_bounds()[0]} is for labels, and use: {self.use} has none")
+        if self.use not in ("action", "pseudo") and (self.declaration or self.actions):
+            raise ValueError(f"use: {self.use} has no numbers of a body: declaration and actions do not go with it")
         if self.embodiment and not NAME_PATTERN.fullmatch(self.embodiment):
             raise ValueError(f"embodiment '{self.embodiment}': use a-z, 0-9 and _")
 
@@ -196,6 +206,9 @@ class MixtureSpec:
     """Samples of a step in ``schedule``: the training's batch size over all ranks; needed with a schedule."""
     horizon: int = 8
     """Steps of an action chunk."""
+    future_s: float = 0.0
+    """Each sample comes with the frame that many seconds later, where its clip has one; 0 reads none. Needed with
+    ``use: video``."""
     seed: int = 0
     """Decides the order within each source."""
     cache_mb: int = 4096
@@ -236,6 +249,11 @@ class MixtureSpec:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 <= self.future_s < math.inf:
+            raise ValueError(f"future_s must be a number of seconds from 0 on, got {self.future_s}")
+        silent = [n for tier in self.tiers.values() for n, s in tier.sources.items() if s.use == "video"]
+        if silent and not self.future_s:
+            raise ValueError(f"source '{silent[0]}' is use: video; set future_s, how far ahead it is to be foreseen")
         if not 0 <= self.max_bad_share < 1:
             raise ValueError(f"max_bad_share must be in [0, 1), got {self.max_bad_share}")
         if not 0 <= self.alpha <= 2:
@@ -308,6 +326,11 @@ class MixtureSpec:
             return place
         return files.join(self.folder, place)
 
+    def body(self, source: SourceSpec) -> str:
+        """Returns where a source's declaration is: a shipped name as it stands, a path relative to the file."""
+        name = source.declaration
+        return name if not name or NAME_PATTERN.fullmatch(name) else self.path(name)
+
 
 def _check_weight(weight: float) -> None:
     if not math.isfinite(weight) or weight < 0:
@@ -367,4 +390,11 @@ def describe(spec: MixtureSpec) -> dict[str, Any]:
     from pyramid.config import to_dict
 
     data = to_dict(spec)
+    for tier in data["tiers"].values():
+        for source in tier["sources"].values():  # One that says nothing of bodies has the digest that it always had.
+            for name in ("declaration", "actions"):
+                if not source[name]:
+                    del source[name]
+    if not data["future_s"]:  # A mixture without has the digest that it always had.
+        del data["future_s"]
     return {key: value for key, value in data.items() if key not in _DECIDES_NOTHING}

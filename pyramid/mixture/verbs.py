@@ -15,8 +15,10 @@ from pyramid.mixture.spec import MixtureSpec, read_mixture
 from pyramid.mixture.statistics import embodiment_statistics
 from pyramid.mixture.weights import ledger, needs_sizes
 from pyramid.table import format_table
+from pyramid.types import Embodiment
 
 _PER = 100_000
+_ON_DISK = ("action", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,8 @@ class MixShowResult:
     unit: str
     """What the weights count."""
     sources: list[dict[str, Any]] = field(default_factory=list)
-    """Per source: tier, name, use, embodiment, label runs, clips, frames, hours, items, weights and share, epochs."""
+    """Per source: tier, name, use, embodiment, how its actions are taught, label runs, clips, frames, hours, items,
+    weights and share, epochs."""
     ledger: list[dict[str, Any]] = field(default_factory=list)
     """Shares of samples of every source and the position from which on they hold."""
     statistics: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +52,8 @@ class MixShowResult:
             for s in self.sources
         ]
         runs = [f"labels of {s['source']}: {run}" for s in self.sources for run in s["labels"]]
-        parts = [format_table(head, rows), draw_pyramid(self.sources), *runs]
+        taught = [f"actions of {s['source']}: {s['actions']}" for s in self.sources if s["actions"]]
+        parts = [format_table(head, rows), draw_pyramid(self.sources), *runs, *taught]
         if len(self.ledger) > 1:
             names = [s["source"] for s in self.sources]
             changes = [[p["start"], *(f"{p['shares'][name]:.2%}" for name in names)] for p in self.ledger]
@@ -127,8 +131,9 @@ def mix_show(mixture: str, *, statistics: bool = False, relative: bool = False) 
     Args:
         mixture: the mixture file.
         statistics: also mean, std, min, max, q01 and q99 of every embodiment's actions and states.
-        relative: the same of measured actions less the state at the chunk's start, for each step of a chunk
-            (``action_0``, ``action_1``, ...), of embodiments whose actions and states have the same dimensions.
+        relative: the same of measured actions as declared delta or relative, for each step of a chunk (``action_0``,
+            ``action_1``, ...); or, of embodiments that are not declared and whose actions and states have the same
+            dimensions, of actions less the state at the chunk's start.
 
     Raises:
         ConfigError: relative actions are asked for, and no embodiment has them.
@@ -153,6 +158,7 @@ def _rows(stream: MixtureStream) -> list[dict[str, Any]]:
             "source": source.name,
             "use": source.spec.use,
             "embodiment": source.embodiment.name,
+            "actions": _taught(source.embodiment),
             "labels": source.labels.runs if source.labels else [],
             "clips": len(source.clips),
             "frames": source.n_frames,
@@ -168,15 +174,32 @@ def _rows(stream: MixtureStream) -> list[dict[str, Any]]:
     ]
 
 
+def _taught(body: Embodiment) -> str:
+    """Says how a declared body's actions are given to a network; empty for one that is not declared."""
+    if body.declaration is None:
+        return ""
+    kinds: dict[str, list[str]] = {}
+    for name, part in body.declaration.action.items():
+        kinds.setdefault(part.representation, []).append(name)
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
+
+
 def _relative(stream: MixtureStream) -> list[dict[str, Any]]:
-    sources = [s for s in stream.sources if s.embodiment.state_dim == s.embodiment.action_dim]
+    sources = [s for s in stream.sources if _by_step(s.embodiment)]
     if not sources:
         raise ConfigError("relative actions need states of the same dimensions as the actions; no source has them")
-    return _told(embodiment_statistics(sources, stream.typical_shares, relative=True))
+    found = embodiment_statistics(sources, stream.typical_shares, relative=True)
+    return _told({name: {k: s for k, s in kinds.items() if k not in _ON_DISK} for name, kinds in found.items()})
+
+
+def _by_step(body: Embodiment) -> bool:
+    """Whether actions can be taken less the state, as declared or as a whole."""
+    return bool(body.codec is not None and len(body.codec.by_step)) or body.state_dim == body.action_dim
 
 
 def _statistics(stream: MixtureStream) -> list[dict[str, Any]]:
-    return _told(embodiment_statistics(stream.sources, stream.typical_shares))
+    found = embodiment_statistics(stream.sources, stream.typical_shares)
+    return _told({name: {k: s for k, s in kinds.items() if k in _ON_DISK} for name, kinds in found.items()})
 
 
 def _told(statistics: Mapping[str, Mapping[str, Summary]]) -> list[dict[str, Any]]:

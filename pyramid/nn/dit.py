@@ -29,9 +29,11 @@ class DiTConfig:
     width: int = 128
     """Width of the tokens inside, a multiple of `heads`."""
     layers: int = 4
-    """Number of blocks, >= 1: even ones (0, 2, ...) attend to the context, odd ones to the tokens themselves."""
+    """Number of blocks, >= 1: even ones (0, 2, ...) attend to the context, odd ones as `interleave` says."""
     heads: int = 4
     """Attention heads."""
+    interleave: bool = True
+    """Odd blocks attend to the tokens themselves; else every block attends to the context."""
     context_width: int = 128
     """Width of the context tokens."""
     out_width: int = 128
@@ -122,7 +124,9 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.time_embedding = TimeEmbedding(config.width)
-        self.blocks = nn.ModuleList(DiTBlock(config, cross=i % 2 == 0) for i in range(config.layers))
+        self.blocks = nn.ModuleList(
+            DiTBlock(config, cross=i % 2 == 0 or not config.interleave) for i in range(config.layers)
+        )
         self.out_modulation = nn.Linear(config.width, 2 * config.width)
         self.out_norm = nn.LayerNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.out = nn.Linear(config.width, config.out_width)

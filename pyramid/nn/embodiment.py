@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyramid.errors import ConfigError, nearest
 
-__all__ = ["ActionEncoder", "EmbodimentMLP", "EmbodimentModule", "bucket_sinusoid"]
+__all__ = ["ActionEncoder", "EmbodimentMLP", "EmbodimentModule", "FoldedActionEncoder", "bucket_sinusoid", "plain_mlp"]
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -26,16 +26,23 @@ class EmbodimentModule(nn.Module, Generic[M]):
 
     def __init__(self, modules: Mapping[str, M]) -> None:
         super().__init__()
-        for name in modules:
-            if not re.fullmatch(r"[a-z0-9_]+", name):
-                raise ConfigError(f"embodiment name {name!r} has characters outside [a-z0-9_]; rename it")
         # The prefix keeps names such as 'type' or 'half' from shadowing attributes of nn.Module.
-        self.slots = nn.ModuleDict({f"for_{name}": module for name, module in modules.items()})
+        self.slots = nn.ModuleDict({f"for_{_named(name)}": module for name, module in modules.items()})
 
     @property
     def embodiments(self) -> tuple[str, ...]:
         """The declared embodiments, in the order of their declaration."""
         return tuple(key.removeprefix("for_") for key in self.slots)
+
+    def add(self, embodiment: str, module: M) -> None:
+        """Gives one more embodiment a network of its own.
+
+        Raises:
+            ConfigError: it has one already, or its name cannot be one.
+        """
+        if embodiment in self.embodiments:
+            raise ConfigError(f"embodiment '{embodiment}' is declared already")
+        self.slots[f"for_{_named(embodiment)}"] = module
 
     def fold(self, embodiment: str) -> M:
         """Return the plain network of one embodiment (sharing its weights), for instance to export it alone.
@@ -57,7 +64,7 @@ class EmbodimentMLP(EmbodimentModule[nn.Sequential]):
     """
 
     def __init__(self, dims: Mapping[str, tuple[int, int]], hidden: int) -> None:
-        super().__init__({name: _mlp(d_in, hidden, d_out) for name, (d_in, d_out) in dims.items()})
+        super().__init__({name: plain_mlp(d_in, hidden, d_out) for name, (d_in, d_out) in dims.items()})
 
     def forward(self, x: Tensor, embodiment: str) -> Tensor:
         """Map float [..., in] of one embodiment to float [..., out]."""
@@ -116,10 +123,17 @@ def bucket_sinusoid(bucket: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def _mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
+def plain_mlp(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
+    """Build the two-layer ReLU MLP of one embodiment."""
     if min(d_in, hidden, d_out) < 1:
         raise ValueError(f"widths must be at least 1, got {d_in} -> {hidden} -> {d_out}")
     return nn.Sequential(nn.Linear(d_in, hidden), nn.ReLU(), nn.Linear(hidden, d_out))
+
+
+def _named(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ConfigError(f"embodiment name {name!r} has characters outside [a-z0-9_]; rename it")
+    return name
 
 
 def _unknown(name: str, declared: Iterable[str]) -> str:

@@ -16,7 +16,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["TimeRule", "euler_sample", "interpolate", "masked_error", "masked_mean", "sample_time", "time_bucket"]
+__all__ = [
+    "TimeRule",
+    "euler_sample",
+    "interpolate",
+    "masked_error",
+    "masked_mean",
+    "sample_time",
+    "step_bucket",
+    "time_bucket",
+]
 
 TimeRule = Literal["n1", "n1_6"]
 """How the Beta sample u becomes a time: "n1" (N1, N1.5, the IDM) ``(s - u) / s``; "n1_6" (N1.6, N1.7) ``(1 - u) s``."""
@@ -47,9 +56,18 @@ def sample_time(
     return (scale - u) / scale if rule == "n1" else (1.0 - u) * scale
 
 
-def time_bucket(time: Tensor) -> Tensor:
-    """Cut flow times, float [B], into buckets, int64 [B] from 0 to 999; times outside [0, 1) go to the end buckets."""
-    return (time * TIME_BUCKETS).long().clamp(0, TIME_BUCKETS - 1)
+def time_bucket(time: Tensor, *, clamp: bool = True) -> Tensor:
+    """Cut flow times, float [B], into buckets, int64 [B] from 0 to 999; times outside [0, 1) go to the end buckets.
+
+    The published heads do not `clamp`: the rule of N1 reaches bucket -1.
+    """
+    bucket = (time * TIME_BUCKETS).long()
+    return bucket.clamp(0, TIME_BUCKETS - 1) if clamp else bucket
+
+
+def step_bucket(step: int, steps: int, *, published: bool = False) -> int:
+    """Return the bucket of an Euler step, from 0; the published heads round through floats (569 for step 57 of 100)."""
+    return int(step / float(steps) * TIME_BUCKETS) if published else step * TIME_BUCKETS // steps
 
 
 def interpolate(action: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,13 +113,16 @@ def masked_mean(predicted: Tensor, target: Tensor, mask: Tensor, eps: float = 0.
     return error.sum() / (count.sum() + eps)
 
 
-def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+def euler_sample(
+    velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int, *, published: bool = False
+) -> Tensor:
     """Integrate the velocity from noise to an action with equal Euler steps.
 
     Args:
         velocity: maps ``(x float [B, T, D], bucket int64 [B])`` to a velocity float [B, T, D].
         noise: float [B, T, D], where the path starts.
         steps: number of steps K, >= 1; buckets are 0, 1000 / K, 2 * 1000 / K, ...
+        published: round as the published heads do: ``x + (1 / K) v``, and see `step_bucket`.
 
     Returns:
         float [B, T, D], normalised actions.
@@ -110,6 +131,7 @@ def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, st
         raise ValueError(f"steps must be at least 1, got {steps}")
     x = noise
     for step in range(steps):
-        bucket = torch.full((noise.shape[0],), step * TIME_BUCKETS // steps, dtype=torch.int64, device=noise.device)
-        x = x + velocity(x, bucket) / steps
+        index = step_bucket(step, steps, published=published)
+        v = velocity(x, torch.full((noise.shape[0],), index, dtype=torch.int64, device=noise.device))
+        x = x + (1.0 / steps) * v if published else x + v / steps
     return x

@@ -21,6 +21,8 @@ __all__ = ["ClipFrames", "cuts_of", "resized_frames", "square_frames"]
 
 _CHUNK = 256
 """Frames that are held at full size at once."""
+_GOP = 12
+"""Longest distance between key frames where shards do not say it."""
 
 
 def cuts_of(sample: Sample) -> list[int]:
@@ -64,12 +66,21 @@ def _resize(frames: NDArray[np.uint8], size_px: int) -> Tensor:
     return torch.nn.functional.interpolate(planes, (size_px, size_px), mode="bilinear", antialias=True).contiguous()
 
 
+def _passed(indices: Sequence[int], gop: int) -> int:
+    """Returns how many frames a decoder goes through for some: from the key frame before each, or from the last one."""
+    wanted, total, last = sorted(set(indices)), 0, -1
+    for index in wanted:
+        total += min(index % gop + 1, index - last)
+        last = index
+    return total
+
+
 class ClipFrames:
     """Random access to the frames of many clips.
 
     Clips are kept decoded until the bound is reached and none is dropped for another: draws are random, so a newer clip
-    is no likelier to be asked for again. Past the bound only the frames asked for are decoded. The cache never decides
-    what comes out.
+    is no likelier to be asked for again. Past the bound only the frames asked for are decoded. Where draws stay with a
+    few clips at a time, set ``drops_oldest``. The cache never decides what comes out.
 
     Args:
         sources: shard folder and sample number of each clip.
@@ -85,7 +96,11 @@ class ClipFrames:
         """float64 [clips]: seconds between frames."""
         self.durations_s = np.array([row["frames"] - 1 for row in self.rows], np.float64) * self.periods_s
         """float64 [clips]: seconds from the first frame to the last."""
-        self._room = cache_mb * 2**20
+        self.drops_oldest = False
+        """Whether the clips decoded first make room for others."""
+        self.decoded = self.used = 0
+        """Frames that the decoder gave or had to go through, and frames that were asked for, in this process."""
+        self._bound = self._room = cache_mb * 2**20
         self._kept: dict[int, tuple[NDArray[np.float64], Tensor]] = {}
         self._last: tuple[int, Sample] | None = None
 
@@ -136,20 +151,35 @@ class ClipFrames:
         """Returns the presentation times of a clip's frames, float64 [T], seconds."""
         return self._kept[clip][0] if clip in self._kept else self.sample(clip).times_s
 
-    def frames(self, clip: int, indices: Sequence[int]) -> Tensor:
-        """Returns frames of a clip, uint8 [n, 3, S, S], RGB, in the order of ``indices``."""
-        if clip not in self._kept and not self._keep(clip):
-            return resized_frames(self.sample(clip), indices, self.size_px)
+    def frames(self, clip: int, indices: Sequence[int], *, keep: bool = True) -> Tensor:
+        """Returns frames of a clip, uint8 [n, 3, S, S], RGB, in the order of ``indices``.
+
+        Args:
+            clip: the clip.
+            indices: frame numbers, in any order.
+            keep: whether more of this clip will be asked for soon.
+        """
+        self.used += len(indices)
+        if clip not in self._kept and not (keep and self._keep(clip)):
+            sample = self.sample(clip)
+            self.decoded += _passed(indices, self._gop(clip) if sample.jpegs_at is None else 1)
+            return resized_frames(sample, indices, self.size_px)
         return self._kept[clip][1][list(indices)]
 
     def _keep(self, clip: int) -> bool:
         sample = self.sample(clip)
         size = len(sample.times_s) * 3 * self.size_px**2
+        while self.drops_oldest and self._room < size <= self._bound:
+            self._room += self._kept.pop(next(iter(self._kept)))[1].numel()
         if size > self._room:
             return False
         self._room -= size
+        self.decoded += len(sample.times_s)
         self._kept[clip] = (sample.times_s, resized_frames(sample, range(len(sample.times_s)), self.size_px))
         return True
+
+    def _gop(self, clip: int) -> int:
+        return int(self.sources[clip][0].metadata.get("config", {}).get("gop", _GOP))
 
     def digests(self) -> dict[str, str]:
         """Returns the digests of the shard folders under ``shards_0``, ``shards_1``, ..., in the order given."""

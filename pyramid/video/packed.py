@@ -66,12 +66,21 @@ def _frames(container: Any, stream: Any, indices: Sequence[int] | None) -> NDArr
     for i in wanted:
         if not 0 <= i < len(times):
             raise IndexError(f"there is no frame {i}, only 0 to {len(times) - 1}")
-    to_rgb, found = VideoReformatter(), {}
-    for i, frame in _decoded(container, stream, sorted(set(wanted)), times, keys):
-        found[i] = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    if not found:
-        return np.zeros((0, stream.codec_context.height, stream.codec_context.width, 3), np.uint8)
-    return np.stack([found[i] for i in wanted])
+    places: dict[int, list[int]] = {}
+    for place, i in enumerate(wanted):
+        places.setdefault(i, []).append(place)
+    to_rgb, found = (
+        VideoReformatter(),
+        np.zeros((0, stream.codec_context.height, stream.codec_context.width, 3), np.uint8),
+    )
+    for i, frame in _decoded(container, stream, sorted(places), times, keys):
+        # Each frame goes to its place while it is warm, not all at the end.
+        picture = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        if not len(found):
+            found = np.empty((len(wanted), *picture.shape), np.uint8)
+        for place in places[i]:
+            found[place] = picture
+    return found
 
 
 def _places(container: Any, stream: Any) -> tuple[list[int], list[int]]:

@@ -32,6 +32,7 @@ FLOORS = {
     "pyramid.table": 0,
     "pyramid.verbs": 0,
     "pyramid.normalize": 0,
+    "pyramid.actions": 0,
     "pyramid.corpora": 1,
     "pyramid.shards": 1,
     "pyramid.lerobot": 1,
@@ -51,7 +52,7 @@ FLOORS = {
     "pyramid.command": 5,
     "pyramid.cli": 5,
 }
-NO_TORCH = ("vla.deploy.runtime", "vla.deploy.protocol", "vla.deploy.client")
+NO_TORCH = ("vla.deploy.runtime", "vla.deploy.protocol", "vla.deploy.client", "vla.deploy.serve", "vla.deploy.control")
 HEAVY = ("torch", "lightning", "transformers")
 
 

@@ -22,6 +22,7 @@ from pyramid.config import resolve
 from pyramid.errors import ConfigError, SkipItemError
 from pyramid.labels.protocol import FLAG_GATED
 from pyramid.nn.attention import SelfAttentionStack
+from pyramid.video.encode import encode_mp4
 
 SIGLIP = VisionConfig(kind="siglip", width=32, layers=2, heads=2, mlp_width=48, patch_px=8)
 FLOW = HeadConfig(kind="flow", width=32, heads=2, mixer_layers=1, layers=2, dropout=0.0, steps=4, samples=3)
@@ -201,6 +202,16 @@ def test_a_state_that_is_needed_and_missing_or_not_finite_is_named(flow_dir):
         labeler.label([replace(sample, state=bad)])
 
 
+def test_a_state_that_may_be_missing_and_is_not_finite_puts_its_label_in_doubt(flow_dir):
+    labeler, sample = load(flow_dir), sprites.make_sample(0, n_frames=20)
+    labeler.prepare = replace(labeler.prepare, model=replace(labeler.config.model, state="optional"))
+    bad = sample.state.copy()
+    bad[7, 0] = math.nan
+    (table,) = labeler.label([replace(sample, state=bad)])
+    assert [row for row, why in enumerate(table["doubt"].to_pylist()) if "state" in why] == [7]
+    assert np.isfinite(np.stack(table["action"].to_numpy())).all()
+
+
 def test_one_view_of_a_grid_is_no_grid(flow_dir):
     labeler = load(flow_dir)
     boxes = ((0.0, 0.0, 0.5, 0.5), (0.0, 0.5, 0.5, 0.5))
@@ -228,3 +239,49 @@ def test_labels_outside_the_limits_are_flagged_with_the_reason(flow_dir):
     (unsure,) = labeler.label([sample])
     assert all("uncertain" in why for why in unsure["doubt"].to_pylist())
     assert unsure["action"].equals(usual["action"])
+
+
+def test_a_black_view_is_another_number_of_views(flow_dir):
+    labeler = load(flow_dir)
+    boxes = ((0.0, 0.0, 0.5, 0.5), (0.0, 0.5, 0.5, 0.5), (0.5, 0.0, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5))
+    three = replace(labeler.prepare, model=replace(labeler.config.model, views=boxes[:3]))
+    four = replace(labeler.prepare, model=replace(labeler.config.model, views=boxes))
+    sample = sprites.make_sample(0, n_frames=20)
+    pixels = sample.frames(list(range(20))).copy()
+    pixels[:, 32:, 32:] = 0
+    grid = replace(sample, video=encode_mp4(pixels, 80.0))
+    assert four(sample).pixels.shape == three(grid).pixels.shape  # each fits its own grid
+    with pytest.raises(SkipItemError, match="view 4 of 4 is black") as caught:
+        four(grid)
+    assert caught.value.reason == "views"
+    grid.meta["scores"] = {"black_quadrant": True}
+    with pytest.raises(SkipItemError, match="a grid of three views, and the model was trained on pictures of one"):
+        labeler.prepare(grid)
+    known = {"sprite": labeler.prepare.embodiments["sprite"]._replace(grid=True)}
+    assert replace(labeler.prepare, embodiments=known)(grid).key == grid.key  # what it was trained on is no surprise
+
+
+def test_statistics_of_another_robot_are_named(flow_dir):
+    labeler, sample = load(flow_dir), sprites.make_sample(0, n_frames=20)
+    for change, what in (
+        ({"action": sample.action[:, :2]}, "actions of 2 dimensions, the model's statistics of 'sprite' have 3"),
+        ({"state": sample.state.repeat(2, 1)}, "states of 4 dimensions, the model's statistics of 'sprite' have 2"),
+    ):
+        with pytest.raises(SkipItemError, match=what) as caught:
+            labeler.label([replace(sample, **change)])
+        assert caught.value.reason == "robot"
+    (table,) = labeler.label([replace(sample, state=sample.state + 1000)])
+    assert set(table["doubt"].to_pylist()) <= {"state", "uncertain,state", "range,state", "uncertain,range,state"}
+    (usual,) = labeler.label([sample])
+    assert not any("state" in why for why in usual["doubt"].to_pylist())
+
+
+def test_evaluation_says_when_the_truth_is_not_this_robots(flow_dir, tmp_path):
+    samples = [sprites.make_sample(n, n_frames=20, split="val") for n in range(2)]
+    usual = evaluate_idm(sprites.write_shards(tmp_path / "usual", samples), model=flow_dir)
+    assert usual.foreign < 0.2
+    foreign = [replace(one, action=one.action * 10 + 30) for one in samples]
+    found = evaluate_idm(sprites.write_shards(tmp_path / "foreign", foreign), model=flow_dir)
+    assert found.foreign == 1
+    assert any("statistics of another robot" in reason for reason in found.reasons)
+    assert not any("statistics of another robot" in reason for reason in usual.reasons)

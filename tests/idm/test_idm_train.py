@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import random_models
 import sprites
 import torch
 
@@ -149,10 +150,10 @@ def test_finished_model_is_reused_and_dry_run_writes_nothing(shards, small, mode
     assert "nothing written" in repr(train_idm(dry_run=True))
 
 
-@pytest.mark.parametrize("every", [3, 4])
-def test_a_run_killed_before_or_at_its_end_resumes_to_the_same_bytes(shards, small, tmp_path, every):
+@pytest.mark.parametrize(("every", "ema_decay"), [(3, 0.0), (4, 0.0), (4, 0.9)])
+def test_a_run_killed_before_or_at_its_end_resumes_to_the_same_bytes(shards, small, tmp_path, every, ema_decay):
     """Also when all steps are done and only the calibration is missing."""
-    options = {**small, "trainer.max_steps": 4, "trainer.checkpoint_every": every}
+    options = {**small, "trainer.max_steps": 4, "trainer.checkpoint_every": every, "trainer.ema_decay": ema_decay}
     train_idm(shards, out=str(tmp_path), **options)
     weights = (tmp_path / "model.safetensors").read_bytes()
     for name in ("model.safetensors", "config.json"):
@@ -221,6 +222,42 @@ def test_no_actions_no_training(tmp_path, small):
     short = sprites.write_shards(tmp_path, [sprites.make_sample(0, n_frames=4)])
     with pytest.raises(DataError, match="5 frames at 80 Hz"):
         train_idm(short, out=str(tmp_path / "m"), **small)
+
+
+def postures(count, **options):
+    """Samples whose actions are commanded positions, told as three numbers as their states are."""
+    made = [sprites.make_sample(n, n_frames=30, split="val" if n > 5 else "train") for n in range(count)]
+    states = [np.pad(one.state, ((0, 0), (0, 1))) for one in made]
+    return [replace(one, state=s, action=s + one.action, **options) for one, s in zip(made, states, strict=True)]
+
+
+def test_actions_that_are_told_from_states_are_added_to_them(tmp_path, small):
+    shards, out = sprites.write_shards(tmp_path, postures(8)), str(tmp_path / "model")
+    train_idm(shards, out=out, **{**small, "model.target": "from_state", "trainer.max_steps": 10})
+    labeler, sample = load(out), postures(8)[7]
+    (table,) = labeler.label([sample])
+    labels = np.stack(table["action"].to_numpy())
+    truth, state = sample.action[:-1], sample.state[:-1]
+    assert np.abs(labels - truth).max() < 6  # of postures in 8 .. 56 and steps of up to 2.25
+    labeler.config = replace(labeler.config, model=replace(labeler.config.model, target="action"))
+    (differences,) = labeler.label([sample])
+    assert np.array_equal(np.stack(differences["action"].to_numpy()) + state, labels)
+    assert differences["action_std"].equals(table["action_std"])
+    with pytest.raises(SkipItemError, match="has no states"):
+        load(out).label([replace(sample, state=None)])
+    evaluation = evaluate_idm(shards, model=out)
+    assert evaluation.baseline_rmse["sprite"][0] < 3  # the state and the mean step, not the mean posture
+
+
+def test_what_cannot_be_told_from_states_is_refused(tmp_path, small, shards):
+    told = {**small, "model.target": "from_state"}
+    with pytest.raises(DataError, match="2 dimensions of state for 3 of action"):
+        train_idm(shards, out=str(tmp_path / "a"), **told)
+    turns = {"action": {"turn": {"start": 0, "end": 3, "rotation_type": "axis_angle"}}}
+    (tmp_path / "modality.json").write_text(json.dumps(turns))
+    folder = sprites.write_shards(tmp_path, postures(3))
+    with pytest.raises(ConfigError, match=r"cannot tell the rotations of 'sprite' \(turn\) from its states"):
+        train_idm(folder, out=str(tmp_path / "c"), modality=str(tmp_path), **told)
 
 
 def test_calibration_clips_are_kept_out_of_training(shards, small):
@@ -328,8 +365,21 @@ def test_evaluation_has_the_promised_numbers(shards, model_dir, tmp_path):
     assert evaluation.lag == 0
     assert 0.7 < evaluation.coverage <= 1
     assert 0 <= evaluation.calibration < 0.2
-    assert evaluation.verdict in repr(evaluation)
+    shown = repr(evaluation)
+    assert evaluation.verdict in shown
+    assert f"(without votes {evaluation.r2_unvoted.mean:.3f})" in shown
+    assert f"error of the most certain steps: {evaluation.risk['0.25']:.4f} (25%)" in shown
+    (group,) = evaluation.groups["sprite"].values()
+    assert f"spread ratio {group.std_ratio:.2f}, 90 % interval holds {group.coverage:.2f}" in shown
+    assert evaluation.cycle is None
+    assert "look alike" not in shown
     assert json.loads((tmp_path / "idm_evaluation.json").read_text()) == asdict(evaluation)
+
+
+def test_the_cycle_is_printed_with_a_latent_action_model(shards, model_dir, tmp_path):
+    evaluation = evaluate_idm(shards, model=model_dir, limit=3, lam=random_models.lam_model(tmp_path))
+    label, truth = (evaluation.cycle[name] for name in ("label", "truth"))
+    assert f"look alike: label {label:.3f}, truth {truth:.3f} (0: chance" in repr(evaluation)
 
 
 def test_evaluation_counts_what_it_cannot_label(tmp_path, model_dir):

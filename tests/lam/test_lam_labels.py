@@ -5,6 +5,13 @@ The engine's own tests do the same with a labeler that is no network; here it is
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import drawing
+import killing
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -71,6 +78,59 @@ def test_the_number_of_shards_changes_no_row(clips, model_dir, tmp_path):
         tables.append(rows_of(cut, folder / "labels"))
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
+
+
+@pytest.mark.parametrize(
+    ("workers", "limit"),
+    [(2, 3), pytest.param(8, None, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],  # each worker imports torch
+)
+def test_several_workers_write_what_one_does(clips, model_dir, tmp_path, workers, limit):
+    shards, _ = clips
+    one = labelled(shards, model_dir, tmp_path / "one", workers=1, limit=limit)
+    assert one == labelled(shards, model_dir, tmp_path / "several", workers=workers, limit=limit)
+    assert len(one) == (limit or N_CLIPS)
+
+
+KILLED = """
+import json, sys
+task = json.loads(sys.argv[1])
+sys.path[:] = task["path"]
+import killing
+from pyramid.labels.engine import label
+killing.stop_at(task["point"])
+label(**task["job"])
+"""
+
+
+def test_killed_and_run_again_the_tables_are_those_of_one_run(clips, model_dir, tmp_path):
+    shards, _ = clips
+    job = {"shards": shards, "labeler": "lam", "model": model_dir, "limit": 2, "out": str(tmp_path / "out")}
+    labelled(shards, model_dir, tmp_path / "whole", limit=2)
+    task = json.dumps({"path": [str(Path(killing.__file__).parent), *sys.path], "point": 5, "job": job})
+    done = subprocess.run([sys.executable, "-c", KILLED, task], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    stopped = drawing.tree(tmp_path / "out")
+    assert len(tables(stopped)) == 1
+    labelled(shards, model_dir, tmp_path / "out", limit=2)
+    assert tables(drawing.tree(tmp_path / "out")) == tables(drawing.tree(tmp_path / "whole"))
+    assert len(tables(drawing.tree(tmp_path / "out"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_anywhere_and_run_again_the_tables_are_those_of_one_run(clips, model_dir, tmp_path):
+    shards, _ = clips
+    job = {"shards": shards, "labeler": "lam", "model": model_dir, "limit": 2}
+    labelled(shards, model_dir, tmp_path / "whole", limit=2)
+    found = killing.stop_everywhere("pyramid.labels.engine:label", out=tmp_path / "out", **job)
+    assert len(found) >= 8  # tables and receipts of two shards, begun and renamed
+    for point in found:
+        assert point["stopped"] != point["resumed"]
+        assert tables(point["resumed"]) == tables(drawing.tree(tmp_path / "whole"))
+
+
+def tables(tree):
+    return {name: digest for name, digest in tree.items() if name.endswith(".parquet")}
 
 
 def test_a_run_that_is_gone_on_with_keeps_its_tables_and_ends_the_same(clips, model_dir, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,17 @@ def bench():
 
 @pytest.fixture(scope="module")
 def shards(bench, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("metaworld"))
-    return folder, bench.make_shards(folder, bench.SimConfig(n_robot=60, n_hand=48, n_generated=0), 18)
+    """The benchmark's data; ``LAM_METAWORLD`` names a folder of the benchmark to go on with, models included."""
+    folder = os.environ.get("LAM_METAWORLD") or str(tmp_path_factory.mktemp("metaworld"))
+    return folder, bench.make_shards(folder, bench.SimConfig(n_robot=120, n_hand=48, n_generated=0), 18)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("variant", "least"), [("tiny", 0.6), ("tiny, 2.5 % labelled", 0.65)])
-def test_tiny_finds_what_the_robot_did(bench, shards, variant, least):
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("variant", "least", "leakage"), [("tiny", 0.6, 0.35), ("continuous, 2.5 % labelled", 0.8, 0.4)]
+)
+def test_tiny_finds_what_the_robot_did(bench, shards, variant, least, leakage):
     folder, places = shards
     found = bench.measure(folder, places, variant, seed=5)
     probe = found.probes[bench.ROBOT]
@@ -37,5 +41,5 @@ def test_tiny_finds_what_the_robot_did(bench, shards, variant, least):
     assert found.verdict in ("usable", "weak")
     assert found.copy_gap > 2
     assert found.shuffle_gap > 1
-    assert found.leakage < 0.35
-    assert min(found.perplexity) > 1.5
+    assert found.leakage < leakage
+    assert found.perplexity is None or min(found.perplexity) > 1.5

@@ -172,17 +172,56 @@ def test_noise_in_place_of_the_error_has_its_length():
     quantizer = build_quantizer(QuantizerConfig(kind="nsvq", code_dim=4), 16).train()
     e = torch.randn(8, 4, 4)
     out = quantizer(e)
-    error = (e - quantizer.codebook[out.codes]).norm(dim=-1)
-    assert torch.allclose((out.z - e).norm(dim=-1), error, atol=1e-5)
-    assert not torch.allclose(out.z, quantizer.codebook[out.codes])
-    assert torch.equal(quantizer.eval()(e).z, quantizer.codebook[out.codes])
+    code = quantizer.codebook[out.codes] + e.mean((0, 1))
+    assert torch.allclose((out.z - e).norm(dim=-1), (e - code).norm(dim=-1), atol=1e-5)
+    assert not torch.allclose(out.z, code)
+    assert torch.allclose(quantizer.eval()(e).z, code, atol=1e-6)
+
+
+def test_a_codebook_by_noise_is_not_spent_on_telling_positions_apart():
+    used = {}
+    for n_tokens in (1, 4):
+        torch.manual_seed(0)
+        quantizer = build_quantizer(QuantizerConfig(kind="nsvq", code_dim=4), 256, n_tokens).train()
+        apart = torch.arange(4.0)[:, None] * 20
+        with torch.no_grad():
+            for _ in range(20):
+                quantizer(torch.randn(64, 4, 4) + apart)
+            codes = quantizer.eval()(torch.randn(256, 4, 4) + apart).codes
+        used[n_tokens] = [len(position.unique()) for position in codes.T]
+    assert min(used[4]) == 8
+    assert max(used[1]) <= 5  # as many codes as there are, for four positions together
+    assert sum(used[1]) == 8
 
 
 def test_an_evenly_used_lookup_free_code_costs_less_than_one_code_for_all():
     quantizer = build_quantizer(QuantizerConfig(kind="lfq", code_dim=3, codebook_size=8), 16).train()
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
-    assert float(quantizer(corners[None]).loss) == pytest.approx(-0.1 * math.log(8), abs=1e-3)
-    assert float(quantizer(corners[:1].expand(1, 8, 3)).loss) == pytest.approx(0, abs=1e-3)
+    assert float(quantizer(corners[:, None]).loss) == pytest.approx(-0.1 * math.log(8), abs=1e-3)
+    assert float(quantizer(corners[:1].expand(8, 1, 3)).loss) == pytest.approx(0, abs=1e-3)
+    # Every code is used once here too, but each position knows one alone.
+    assert float(quantizer(corners.expand(4, 8, 3)).loss) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_lookup_free_code_that_stays_on_one_side_is_drawn_to_the_other():
+    quantizer = build_quantizer(QuantizerConfig(kind="lfq", code_dim=3, codebook_size=8), 16).train()
+    e = torch.full((8, 1, 3), 0.05) + 0.01 * torch.randn(8, 1, 3, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(quantizer(e.requires_grad_()).loss, e)
+    assert bool((gradient.sum(0) > 1e-3).all())  # going down it, tokens move towards 0
+
+
+@pytest.mark.parametrize("kind", ["nsvq", "simvq"])
+@pytest.mark.parametrize("tokens", [96, 256, 4096])
+def test_a_dead_code_is_found_within_a_short_run_whatever_the_batch(kind, tokens):
+    counter = build_quantizer(QuantizerConfig(kind=kind), tokens).counter
+    living = torch.arange(tokens) % 7
+    found = next(step for step in range(100) if counter.dead(living)[7])
+    assert found * tokens <= 3 * 512
+    # A code of half the uniform rate is no dead one, by chance neither.
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.tensor([15.0] * 7 + [7.5])
+    draws = [torch.multinomial(rates, tokens, replacement=True, generator=generator) for _ in range(200)]
+    assert not any(bool(counter.dead(codes)[7]) for codes in draws)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -103,3 +103,41 @@ def test_statistics_of_nothing_or_of_nan_are_refused() -> None:
         fit_normalizer(np.array([[0, 1], [0, np.nan]]), "min_max")
     with pytest.raises(ConfigError, match="unknown normaliser kind"):
         fit_normalizer(VALUES, "magic")
+
+
+MIXED = Normalizer(
+    "mixed",
+    np.float32([[0, 5, 0.5], [1, 5, 0.5]]),
+    np.float32([[1, 2, 0.5], [4, 0, 0.5]]),
+    clip=(True, False, False),
+    switches=(2,),
+)
+
+
+def test_a_mixed_one_has_numbers_for_each_step_and_rules_for_each_dimension() -> None:
+    x = np.float32([[[3, 9, 1], [5, 5, 0]], [[-0.5, 1, 0.2], [0, 77, 0.6]]])
+    out = MIXED.normalize(x)
+    assert out.tolist() == [[[1, 2, 1], [1, 0, -1]], [[-0.5, -2, -1], [-0.25, 0, 1]]]
+    assert MIXED.denormalize(out).tolist() == [[[1, 9, 1], [5, 5, 0]], [[-0.5, 1, 0], [0, 5, 1]]]
+    assert MIXED.denormalize(np.float32([[0, 0, 0.1], [0, 0, -0.1]]))[:, 2].tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"3 dimensions for each of 2 steps, the values have shape \(3, 3\)"):
+        MIXED.normalize(np.zeros((3, 3)))
+
+
+def test_a_mixed_one_comes_back_from_json_and_a_broken_one_does_not() -> None:
+    data = json.loads(json.dumps(MIXED.to_dict()))
+    back = Normalizer.from_dict(data)
+    assert (back.clip, back.switches, back.steps, back.width) == (MIXED.clip, MIXED.switches, 2, 3)
+    assert (back.center == MIXED.center).all()
+    assert (back.scale == MIXED.scale).all()
+    for wrong in ({"clip": [True]}, {"switches": [3]}):
+        with pytest.raises(DataError, match="a normaliser of 3 dimensions cannot have"):
+            Normalizer.from_dict({**data, **wrong})
+
+
+def test_a_binary_one_knows_two_values() -> None:
+    normalizer = fit_normalizer(np.float32([[0.02], [0.98], [0.02], [0.4]]), "binary")
+    assert normalizer.normalize(np.float32([[0.02], [0.98], [0.4], [0.6]])).ravel().tolist() == [-1, 1, -1, 1]
+    assert np.allclose(normalizer.denormalize(np.float32([[-0.3], [0.2]])).ravel(), [0.02, 0.98])
+    constant = fit_normalizer(np.ones((4, 1)), "binary")
+    assert constant.denormalize(constant.normalize(np.ones((1, 1)))).tolist() == [[1.0]]

@@ -122,16 +122,19 @@ def test_what_is_saved_is_the_trained_model(whole: Path) -> None:
     assert list((whole / "logs").glob("events.out.tfevents*"))
 
 
-def test_stopped_after_the_last_step_it_only_saves(whole: Path, tmp_path: Path) -> None:
-    training_driver.run(str(tmp_path))
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_stopped_after_the_last_step_it_only_saves(whole: Path, tmp_path: Path, ema_decay: float) -> None:
+    training_driver.run(str(tmp_path), ema_decay=ema_decay)
+    before = weights(tmp_path)
+    assert (before == weights(whole)) == (ema_decay == 0)  # the average is another model
     (tmp_path / "config.json").unlink()
     (tmp_path / "model.safetensors").unlink()
 
     def never() -> None:
         raise AssertionError("trained again")
 
-    result = training_driver.run(str(tmp_path), stop_at=0, stop=never)
-    assert weights(tmp_path) == weights(whole)
+    result = training_driver.run(str(tmp_path), stop_at=0, stop=never, ema_decay=ema_decay)
+    assert weights(tmp_path) == before
     assert result.loss is None or math.isfinite(result.loss)
     assert "nan" not in repr(result)
 

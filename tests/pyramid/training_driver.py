@@ -42,8 +42,10 @@ def run(
     seed: int = 0,
     data: str = "digest",
     resume: bool = True,
+    ema_decay: float = 0.0,
 ) -> TrainResult:
-    config = TrainerConfig(max_steps=STEPS, checkpoint_every=3, warmup_steps=2, log_every=4, seed=seed, batch_size=8)
+    shape = {"max_steps": STEPS, "checkpoint_every": 3, "warmup_steps": 2, "log_every": 4, "batch_size": 8}
+    config = TrainerConfig(**shape, seed=seed, ema_decay=ema_decay)
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         if step == stop_at:

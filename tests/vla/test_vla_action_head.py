@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 from tiny_policy import HEAD, make_bodies
 
 from pyramid.errors import ConfigError
+from pyramid.nn.realtime import RealTimeChunk
 from vla.action_head import build_action_head
 from vla.config import HeadConfig
 
@@ -101,3 +104,96 @@ def test_chunks_longer_than_the_positions_are_refused():
         build_action_head(HeadConfig(max_horizon=3), 32, bodies)
     with pytest.raises(ConfigError, match="at least one embodiment"):
         build_action_head(HEAD, 32, {})
+
+
+def with_views(**changes):
+    """A head whose context has views at positions 1 and 2."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(HEAD, **{"context_layers": 0, "alternate": True, **changes})
+    bodies = {n: b.embodiment for n, b in make_bodies().items()}
+    return build_action_head(config, 32, bodies, [(1, 3)]).eval()
+
+
+def first_block_sees(head, position):
+    """Whether a context token reaches the actions through the first cross-attention block alone."""
+    context, mask, state, _, noise, _ = parts()
+    for block in head.dit.blocks[1:]:
+        block.register_forward_hook(lambda _, inputs, __: inputs[0])
+    changed = context.clone()
+    changed[:, position] += torch.linspace(-3, 3, 32)
+    a, b = (head.sample(head.prepare(c, mask, state, None, "arm"), noise, "arm") for c in (context, changed))
+    return not torch.allclose(a[0], b[0], atol=1e-6)
+
+
+def test_text_and_views_are_looked_at_in_turn():
+    assert [first_block_sees(with_views(), at) for at in range(4)] == [True, False, False, True]
+    assert [first_block_sees(with_views(alternate=False), at) for at in range(4)] == [True] * 4
+    head = with_views(layers=8)
+    context, mask, state, *_ = parts()
+    prepared = head.prepare(context, mask, state, None, "arm")
+    text = mask & torch.tensor([True, False, False, True, True, True])
+    masks = head.cross_masks(prepared)
+    assert [torch.equal(m, text) for m in masks] == [True, False, True, False]
+    assert torch.equal(masks[1], mask & torch.tensor([False, True, True, False, False, False]))
+    given = head.prepare(context, mask, state, None, "arm", images=torch.zeros_like(mask))
+    assert torch.equal(head.cross_masks(given)[0], mask)
+    homeless = build_action_head(head.config, 32, {n: b.embodiment for n, b in make_bodies().items()})
+    with pytest.raises(ConfigError, match="image_spans"):
+        homeless.cross_masks(prepared)
+
+
+def test_a_history_of_states_is_encoded_in_order():
+    head = with_views(state_history=2)
+    context, mask, state, _, noise, _ = parts()
+
+    def sampled(states):
+        return head.sample(head.prepare(context, mask, states, None, "arm"), noise, "arm")
+
+    earlier = torch.stack([state + 1, state], dim=1)
+    assert torch.equal(sampled(state), sampled(torch.stack([state, state], dim=1)))
+    assert not torch.allclose(sampled(earlier), sampled(state))
+    assert not torch.allclose(sampled(earlier), sampled(earlier.flip(1)))
+    with pytest.raises(ConfigError, match=r"encodes 2 states .*got 3"):
+        sampled(torch.stack([state] * 3, dim=1))
+
+
+def test_an_unknown_state_may_be_nothing_at_all():
+    head = with_views(unknown_state="zeros")
+    context, mask, state, *_ = parts()
+    assert not head.prepare(context, mask, state, torch.tensor([True, False, True]), "arm").state[1].any()
+    assert "unknown_state" not in head.state_dict()
+
+
+def test_one_more_embodiment_leaves_the_others_as_they_were(head):
+    context, mask, state, _, noise, _ = parts()
+
+    def sampled(name):
+        return head.sample(head.prepare(context, mask, state, None, name), noise, name)
+
+    before, known = sampled("arm"), {k: v.clone() for k, v in head.state_dict().items()}
+    head.add_embodiment(dataclasses.replace(make_bodies()["arm"].embodiment, name="twin"), like="arm")
+    head.add_embodiment(dataclasses.replace(make_bodies()["arm"].embodiment, name="stranger"))
+    assert all(torch.equal(head.state_dict()[k], v) for k, v in known.items())
+    assert torch.equal(sampled("arm"), before)
+    assert torch.equal(sampled("twin"), before)
+    assert not torch.allclose(sampled("stranger"), before)
+    sampled("twin").sum().backward()
+    assert all(p.grad is None for n, p in head.named_parameters() if ".for_arm." in n)
+    with pytest.raises(ConfigError, match="'arm' is declared already"):
+        head.add_embodiment(make_bodies()["arm"].embodiment)
+    with pytest.raises(ConfigError, match="cannot start like 'human_latent'"):
+        head.add_embodiment(dataclasses.replace(make_bodies()["arm"].embodiment, name="x"), like="human_latent")
+    assert "x" not in head.action_encoder.embodiments
+
+
+@pytest.mark.parametrize("rule", ["line", "published", "guided"])
+@torch.no_grad()
+def test_the_next_chunk_goes_on_where_the_one_under_way_gets_to(head, rule):
+    context, mask, state, _, noise, _ = parts()
+    prepared = head.prepare(context, mask, state, None, "arm")
+    free = head.sample(prepared, noise, "arm")
+    plan = free[:, :3] + 0.5
+    out = head.sample(prepared, noise, "arm", RealTimeChunk(previous=plan, frozen=1, rule=rule))
+    assert (out[:, :3] - plan).abs().mean() < (free[:, :3] - plan).abs().mean()
+    if rule != "guided":
+        assert torch.equal(out[:, :1], plan[:, :1])

@@ -19,7 +19,15 @@ from vla.policy import Policy, build_policy
 
 # Half the blocks and steps: the exporter's time grows with both.
 SMALL = dataclasses.replace(TINY, head=dataclasses.replace(TINY.head, layers=2, sample_steps=2))
-FILES = {"system1.onnx", "system2.onnx", "tokenizer.json", "parity.json", "policy.json"}
+FILES = {
+    "system1.onnx",
+    "system2.onnx",
+    "tokenizer.json",
+    "parity.json",
+    "policy.json",
+    "build_engines.sh",
+    "Dockerfile",
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +114,30 @@ def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(checkpoint,
 
 def test_an_embodiment_without_state_and_weights_beside_the_graph(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "EXTERNAL_BYTES", 1000)
-    result = export(checkpoint, out=str(tmp_path), embodiment="human_latent", observations=5)
-    assert {p.name for p in tmp_path.iterdir()} == FILES | {"system1.onnx.data", "system2.onnx.data"}
+    result = export(
+        checkpoint,
+        out=str(tmp_path),
+        embodiment="human_latent",
+        observations=5,
+        single_step=True,
+        dynamic=("batch", "text"),
+    )
+    graphs = {"system1", "system2", "system1_context", "system1_step"}
+    assert set(result.graphs) == set(result.max_abs_error) == graphs
+    assert {p.name for p in tmp_path.iterdir()} == FILES | {f"{g}.onnx" for g in graphs} | {
+        f"{g}.onnx.data" for g in graphs
+    }
     assert max(result.max_abs_error.values()) < 1e-5
     runtime = PolicyRuntime.load(str(tmp_path), threads=1)
     want = Policy.from_pretrained(checkpoint).act(observation(2, 0), embodiment="human_latent", seed=2)
     assert np.abs(runtime.act(observation(2, 0), seed=2) - want).max() < 1e-4
+    # One denoising step after the other comes to the same, with the keys and values of one observation.
+    assert np.abs(runtime.chunk(runtime.encode(observation(2, 0)), seed=2) - want).max() < 1e-4
+    step = onnx.load(tmp_path / "system1_step.onnx", load_external_data=False)
+    assert [i.name for i in step.graph.input] == ["noise", "bucket", "context_mask", "key_0", "value_0"]
+    # An open text is not padded: the context is as long as the views and the text's own tokens.
+    tokens = len("pus") + 1 + 4
+    assert runtime.encode(observation(2, 0)).feed["context"].shape[1] == tokens
     (tmp_path / "system1.onnx.data").write_bytes(b"")
     with pytest.raises(DataError, match=r"system1\.onnx\.data' is changed"):
         PolicyRuntime.load(str(tmp_path))
@@ -132,6 +158,8 @@ def test_usage_errors_come_before_work(checkpoint, tmp_path):
         export(checkpoint, out=str(tmp_path))
     with pytest.raises(ConfigError, match=r"'amr'.*did you mean 'arm'"):
         export(checkpoint, out=str(tmp_path), embodiment="amr")
+    with pytest.raises(ConfigError, match="dynamic takes batch, text or none, got none, text"):
+        export(checkpoint, out=str(tmp_path), embodiment="arm", dynamic=("none", "text"))
     with pytest.raises(ConfigError, match="observations >= 1"):
         export(checkpoint, out=str(tmp_path), embodiment="arm", observations=0)
     plan = export(checkpoint, out=str(tmp_path / "new"), embodiment="arm", dry_run=True)
@@ -192,6 +220,16 @@ def test_a_damaged_description_is_refused(exported, tmp_path, change, message):
     (tmp_path / "policy.json").write_text(json.dumps({**spec, **change}))
     with pytest.raises(DataError, match=message):
         PolicyRuntime.load(str(tmp_path))
+
+
+def test_bench_times_the_checkpoint_in_turn(checkpoint, exported):
+    result = bench(exported.out, checkpoint=checkpoint, runs=3, warmup=1, threads=1)
+    assert set(result.p50_ms) == {"system1", "system2", "end_to_end", "pytorch"}
+    assert 0 < result.p50_ms["pytorch"] <= result.p99_ms["pytorch"]
+    assert result.max_difference < 1e-4
+    for wrong in ({"compiled": True}, {"checkpoint": checkpoint}):
+        with pytest.raises(ConfigError, match="so that both get as many"):
+            bench(exported.out, **wrong)
 
 
 def test_bench_times_each_graph_and_the_whole(exported):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_policy import TINY, make_group
 
-from vla.losses import batch_loss, encode_groups
+from vla.objectives.flow import encode_groups
+from vla.objectives.total import batch_loss
 from vla.policy import build_policy
 
 
@@ -56,7 +57,12 @@ def test_samples_without_any_action_count_nowhere(policy, bodies):
     loss, logs = batch_loss(policy, [dataclasses.replace(group, mask=mask)], generator())
     first = dataclasses.replace(group, weight=torch.tensor([1.0, 0, 0, 0]))
     assert loss.item() == pytest.approx(batch_loss(policy, [first], generator())[0].item(), rel=1e-6)
-    assert set(logs) == {"loss_source/arm_0", "loss_body/arm"}
+    assert {name for name in logs if name.startswith("loss_")} == {"loss_flow", "loss_source/arm_0", "loss_body/arm"}
+    assert {name: logs[name] for name in logs if "share" in name} == {
+        "share/arm_0": 0.5,
+        "share/arm_1": 0.5,
+        "weight_share/arm_0": 1.0,
+    }
     empty, _ = batch_loss(policy, [dataclasses.replace(group, mask=torch.zeros_like(mask))], generator())
     assert empty.item() == 0.0
 

@@ -14,8 +14,11 @@ from pyramid.training import TrainerConfig
 from vla import evaluate, train
 from vla.config import BackboneConfig, HeadConfig, VLAConfig
 from vla.evaluate import evaluate_batches
+from vla.objectives.config import FlareConfig, ObjectivesConfig, TokensConfig, WeightsConfig
 from vla.policy import Policy
+from vla.tuning.config import LoraSpec, TuneConfig, ValidationConfig
 
+OWN = (FlareConfig, TokensConfig, WeightsConfig, ObjectivesConfig, LoraSpec, ValidationConfig, TuneConfig)
 TRAINER = TrainerConfig(max_steps=6, batch_size=8, lr=1e-3, warmup_steps=2, checkpoint_every=2, log_every=1, threads=1)
 CONFIG = VLAConfig(policy=TINY, trainer=TRAINER)
 
@@ -27,6 +30,7 @@ class SyntheticStream:
 
     def __init__(self, offset=0):
         self.bodies, self.offset = make_bodies(), offset
+        self.sources, self.typical_shares = [], {}
         self.embodiments = {n: b.embodiment for n, b in self.bodies.items()}
         self.statistics = {
             n: {"action": b.action, **({"state": b.state} if b.state else {})} for n, b in self.bodies.items()
@@ -39,7 +43,7 @@ class SyntheticStream:
 @pytest.fixture
 def stream(monkeypatch):
     synthetic = SyntheticStream()
-    monkeypatch.setattr(train, "open_stream", lambda mixture, config: synthetic)
+    monkeypatch.setattr(train, "open_stream", lambda mixture, config, split="train": synthetic)
     return synthetic
 
 
@@ -101,7 +105,7 @@ def test_usage_errors_say_what_to_do(options, message):
 def test_the_preset_says_every_option_and_parses():
     config = resolve(VLAConfig, "vla/tiny")
     text = Path(preset_folder(), "vla", "tiny.yaml").read_text()
-    for part in (BackboneConfig, HeadConfig, TrainerConfig):
+    for part in (BackboneConfig, HeadConfig, TrainerConfig, *OWN):
         for field in dataclasses.fields(part):
             assert f"{field.name}:" in text
     assert config.trainer.max_steps == 150
@@ -129,7 +133,7 @@ def test_a_perfect_policy_scores_perfectly_and_the_mean_scores_zero(policy, monk
     batches[0][0].action[1:, 2:] = 1e9  # padding must not count
     answers = [group.action for batch in batches for group in batch]
     queue = list(answers)
-    monkeypatch.setattr(policy, "sample", lambda prepared, noise, name: queue.pop(0))
+    monkeypatch.setattr(policy, "sample", lambda prepared, noise, name, state: queue.pop(0))
     perfect = evaluate_batches(policy, batches)
     assert {name: (s.mae, s.r2, s.samples) for name, s in perfect.items()} == {
         "arm": (0.0, 1.0, 12),
@@ -137,7 +141,9 @@ def test_a_perfect_policy_scores_perfectly_and_the_mean_scores_zero(policy, monk
     }
     real = torch.cat([b[0].action[b[0].mask].reshape(-1, 2) for b in batches])
     monkeypatch.setattr(
-        policy, "sample", lambda p, noise, name: real.mean(0).expand(4, 4, 2) if name == "arm" else torch.zeros(4, 3, 5)
+        policy,
+        "sample",
+        lambda p, noise, name, state: real.mean(0).expand(4, 4, 2) if name == "arm" else torch.zeros(4, 3, 5),
     )
     mean = evaluate_batches(policy, batches)["arm"]
     assert mean.r2 == pytest.approx(0.0, abs=1e-5)

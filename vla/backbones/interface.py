@@ -6,7 +6,7 @@ Shapes: B batch, V views, H W pixels, N tokens per view, T text tokens, L contex
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,7 @@ from pyramid.errors import ConfigError, DataError
 from vla.backbones.layout import ViewLayout
 from vla.config import BackboneConfig
 
-__all__ = ["Backbone", "BackboneSpec", "image_mask"]
+__all__ = ["Backbone", "BackboneSpec"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Backbone(nn.Module, abc.ABC):
     @property
     def trains(self) -> bool:
         """Whether any weight trains."""
-        return self._tuned is None or bool(self._tuned)
+        return any(p.requires_grad for p in self.parameters())
 
     def train(self, mode: bool = True) -> Backbone:
         """Switches training mode of what trains; the rest stays in evaluation mode."""
@@ -238,12 +238,3 @@ class Backbone(nn.Module, abc.ABC):
             pieces += [torch.zeros_like(embedded[:, used:start]), views[:, view]]
             used = stop
         return torch.cat([*pieces, torch.zeros_like(embedded[:, used:])], dim=1)
-
-
-def image_mask(spans: Iterable[tuple[int, int]], mask: Tensor) -> Tensor:
-    """Returns bool [B, L], True where a view's token is; `mask`: the context's, bool [B, L]."""
-    position = torch.arange(mask.shape[1], device=mask.device)
-    inside = torch.zeros_like(position, dtype=torch.bool)
-    for start, stop in spans:
-        inside = inside | ((position >= start) & (position < stop))
-    return inside.expand_as(mask)

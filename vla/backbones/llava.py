@@ -34,7 +34,7 @@ class LlavaBackbone(Backbone):
         return LlavaConfig(
             vision_config={"model_type": "siglip_vision_model", **siglip_sizes(config)},
             text_config={"model_type": "llama", **text_sizes(config, tokenizer)},
-            image_token_index=tokenizer.token_to_id(SPECIAL_TOKENS[3]),
+            image_token_index=tokenizer.token_to_id(SPECIAL_TOKENS[3]) or 0,
             image_seq_length=(config.image_size_px // config.patch_px) ** 2,
             vision_feature_layer=-1,
             vision_feature_select_strategy="full",

@@ -59,7 +59,7 @@ class Qwen3VLBackbone(Backbone):
         half = config.text_width // config.attention_heads // 2
         rows = half * 20 // 64  # published: (24, 20, 20) of a half head of 64
         text["rope_parameters"] = {**theta, "mrope_section": [half - 2 * rows, rows, rows], "mrope_interleaved": True}
-        image = tokenizer.token_to_id(SPECIAL_TOKENS[3])
+        image = tokenizer.token_to_id(SPECIAL_TOKENS[3]) or 0
         vision = {
             "depth": config.vision_layers,
             "hidden_size": config.vision_width,

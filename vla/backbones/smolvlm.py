@@ -52,7 +52,7 @@ class SmolVLMBackbone(Backbone):
         return SmolVLMConfig(
             vision_config={"model_type": "smolvlm_vision", **sizes},
             text_config={"model_type": "llama", **text},
-            image_token_id=tokenizer.token_to_id(SPECIAL_TOKENS[3]),
+            image_token_id=tokenizer.token_to_id(SPECIAL_TOKENS[3]) or 0,
             pad_token_id=text["pad_token_id"],
             scale_factor=config.merge,
         )

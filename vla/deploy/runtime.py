@@ -5,8 +5,10 @@ It asks for one observation at a time; serving it over a network is left to othe
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,38 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pyramid import files
-from pyramid.errors import ConfigError, DataError
+from pyramid.errors import ConfigError, DataError, nearest
 from pyramid.types import Embodiment
-from vla.deploy.spec import SYSTEM_1, SYSTEM_2, DeploySpec, read_spec
-from vla.observation import initial_noise, read_observation
+from vla.deploy.execution import Inpainting
+from vla.deploy.spec import SYSTEM_1, SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2, DeploySpec, read_spec
+from vla.observation import Observation, initial_noise, read_observation
 from vla.text import encode_texts, tokenizer_from_json
 
-__all__ = ["PolicyRuntime"]
+__all__ = ["PROVIDERS", "Encoded", "PolicyRuntime", "choose_providers", "open_session"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_TOKENIZER_BYTES = 64 * 2**20
+
+
+PROVIDERS = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+"""Short names of ONNX Runtime's execution providers, the fastest first."""
+TIME_BUCKETS = 1000
+"""Buckets of the flow time, as `pyramid.nn.flow` cuts it."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What of an observation does not change while actions are sampled, nor with the state."""
+
+    feed: dict[str, NDArray[Any]]
+    """``context`` float32 [1, L, C] and ``context_mask`` bool [1, L]."""
+    key_values: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Keys and values of each cross-attention block, where the single-step graphs are there."""
 
 
 class PolicyRuntime:
@@ -37,11 +62,11 @@ class PolicyRuntime:
         """Wall time of each graph in the last `act`."""
         self._tokenizer = tokenizer
         self._sessions = dict(sessions)
+        # The exporter drops inputs that a graph does not use, such as the mask of a context that is never masked.
+        self._inputs = {name: {i.name for i in session.get_inputs()} for name, session in sessions.items()}
 
     @classmethod
-    def load(
-        cls, folder: str, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
-    ) -> PolicyRuntime:
+    def load(cls, folder: str, *, threads: int = 0, providers: Sequence[str] = (PROVIDERS["cpu"],)) -> PolicyRuntime:
         """Opens a deploy folder after checking every file's digest.
 
         Args:
@@ -57,12 +82,24 @@ class PolicyRuntime:
         if missing:
             have = ", ".join(onnxruntime.get_available_providers())
             raise ConfigError(f"ONNX Runtime has no {', '.join(missing)} here; it has {have}")
-        spec = read_spec(folder)
+        return cls.open(read_spec(folder), folder, threads=threads, providers=providers)
+
+    @classmethod
+    def open(
+        cls, spec: DeploySpec, folder: str, *, threads: int = 0, providers: Sequence[str] = (PROVIDERS["cpu"],)
+    ) -> PolicyRuntime:
+        """Opens the files of a deploy folder that is known to be whole; see `load`."""
         path = files.join(folder, spec.tokenizer.file)
         tokenizer = tokenizer_from_json(files.read_text(path, max_bytes=_MAX_TOKENIZER_BYTES), path)
         sessions = {
-            name: _session(files.join(folder, record.file), threads, providers) for name, record in spec.graphs.items()
+            name: open_session(
+                files.join(folder, record.file), threads=threads, providers=providers, precision=spec.precision
+            )
+            for name, record in spec.graphs.items()
         }
+        for name, session in sessions.items():
+            if session.get_providers()[0] != providers[0]:
+                logger.warning("%s runs on %s, not on %s", name, session.get_providers()[0], providers[0])
         return cls(spec, tokenizer, sessions)
 
     @property
@@ -74,6 +111,11 @@ class PolicyRuntime:
     def provider(self) -> str:
         """The execution provider that runs the graphs."""
         return str(self._sessions[SYSTEM_1].get_providers()[0])
+
+    @property
+    def single_step(self) -> bool:
+        """Whether the graphs of single denoising steps are there, which real-time chunking needs."""
+        return SYSTEM_1_STEP in self._sessions
 
     def act(self, observation: Mapping[str, Any], *, seed: int = 0) -> NDArray[np.float32]:
         """Returns the next actions.
@@ -88,15 +130,98 @@ class PolicyRuntime:
         Raises:
             DataError: the observation does not fit what policy.json declares.
         """
-        spec, body = self.spec, self.spec.embodiment
-        seen = read_observation(observation, n_views=spec.n_views, size_px=spec.image_size_px, state_dim=body.state_dim)
-        ids, mask = encode_texts(self._tokenizer, [seen.text], spec.max_text_tokens)
-        context, context_mask = self._run(SYSTEM_2, {"images": seen.images[None], "text_ids": ids, "text_mask": mask})
-        feed = {"context": context, "context_mask": context_mask}
-        feed["noise"] = initial_noise(seed, body.horizon, body.action_dim)[None]
-        if spec.state is not None:
-            feed["state"] = spec.state.normalize(seen.state)[None]
-        return spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0])
+        seen = self.check(observation)
+        return self._sample(self._encode(seen), seen.state, seed)
+
+    def check(self, observation: Mapping[str, Any]) -> Observation:
+        """Returns an observation's arrays.
+
+        Raises:
+            DataError: the observation does not fit what policy.json declares.
+        """
+        spec, size = self.spec, self.spec.embodiment.state_dim
+        return read_observation(observation, n_views=spec.n_views, size_px=spec.image_size_px, state_dim=size)
+
+    def encode(self, observation: Mapping[str, Any]) -> Encoded:
+        """Runs what depends on views and text alone: System 2, and the keys and values of System 1's cross-attention.
+
+        Raises:
+            DataError: the observation does not fit what policy.json declares.
+        """
+        encoded = self._encode(self.check(observation))
+        if not self.single_step:
+            return encoded
+        return Encoded(encoded.feed, self._named(SYSTEM_1_CONTEXT, encoded.feed))
+
+    def chunk(
+        self, encoded: Encoded, state: Any = None, *, seed: int = 0, tie: Inpainting | None = None
+    ) -> NDArray[np.float32]:
+        """Runs System 1 on a context that `encode` made, perhaps of an older observation than the state's.
+
+        Args:
+            encoded: what `encode` returned.
+            state: float32 [S], physical units; None for an embodiment without one.
+            seed: decides the noise that the sample starts from.
+            tie: the old chunk that the new one is to continue; needs the single-step graphs.
+
+        Returns:
+            float32 [N, D], physical units.
+        """
+        values = np.zeros(0, np.float32) if state is None else np.asarray(state, np.float32)
+        if not encoded.key_values:
+            if tie is not None:
+                raise ConfigError("this folder has no single-step graphs: export with --single-step")
+            return self._sample(encoded, values, seed)
+        return self._denoise(encoded, values, seed, tie)
+
+    def _encode(self, seen: Observation) -> Encoded:
+        ids, mask = encode_texts(self._tokenizer, [seen.text], self.spec.max_text_tokens)
+        if "text" in self.spec.dynamic:
+            length = max(int(mask.sum()), 1)
+            ids, mask = ids[:, :length], mask[:, :length]
+        return Encoded(self._named(SYSTEM_2, {"images": seen.images[None], "text_ids": ids, "text_mask": mask}))
+
+    def _sample(self, encoded: Encoded, state: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+        body = self.spec.embodiment
+        noise = initial_noise(seed, body.horizon, body.network.action_dim)
+        feed = {**encoded.feed, "noise": noise[None], **self._state(state)}
+        return body.decode_action(self.spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0]), state)
+
+    def _denoise(
+        self, encoded: Encoded, state: NDArray[np.float32], seed: int, tie: Inpainting | None
+    ) -> NDArray[np.float32]:
+        """Takes the Euler steps one by one, so that each can be tied to the chunk before."""
+        body, action, steps = self.spec.embodiment, self.spec.action, self.spec.sample_steps
+        x = initial_noise(seed, body.horizon, body.network.action_dim)
+        scale: NDArray[np.float32] | np.float32 = np.float32(1)
+        if tie is not None:
+            # What lies past the old chunk is not looked at, but a chunk has its length.
+            overlap = tie.previous[: body.horizon]
+            whole = np.concatenate([overlap, np.repeat(overlap[-1:], body.horizon - len(overlap), axis=0)])
+            spread = np.where(action.scale == 0, 1, action.scale)
+            known = np.where(action.scale == 0, 0, (body.encode_action(whole, state) - action.center) / spread)
+            x[: len(overlap)] = known[: len(overlap)]
+            scale = tie.scale(body.horizon)
+        fixed = {**encoded.key_values, "context_mask": encoded.feed["context_mask"], **self._state(state)}
+        spent = 0.0
+        for step in range(steps):
+            bucket = np.array([step * TIME_BUCKETS // steps], np.int64)
+            velocity = self._run(SYSTEM_1_STEP, {"noise": x[None], "bucket": bucket, **fixed})[0][0]
+            x = x + velocity * scale / steps
+            spent += self.seconds[SYSTEM_1_STEP]
+        self.seconds[SYSTEM_1_STEP] = spent
+        return body.decode_action(action.denormalize(x), state)
+
+    def _state(self, state: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        return (
+            {}
+            if self.spec.state is None
+            else {"state": self.spec.state.normalize(self.spec.embodiment.encode_state(state))[None]}
+        )
+
+    def _named(self, name: str, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        names = [output.name for output in self._sessions[name].get_outputs()]
+        return dict(zip(names, self._run(name, feed), strict=True))
 
     def run_graph(self, name: str, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Runs one graph on raw inputs, for tests and timing."""
@@ -104,7 +229,8 @@ class PolicyRuntime:
 
     def _run(self, name: str, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         start = time.perf_counter()
-        outputs = self._sessions[name].run(None, dict(feed))
+        session, taken = self._sessions[name], self._inputs[name]
+        outputs = session.run(None, {key: value for key, value in feed.items() if key in taken})
         self.seconds[name] = time.perf_counter() - start
         return list(outputs)
 
@@ -113,10 +239,36 @@ class PolicyRuntime:
         return f"PolicyRuntime({e.name}: {e.horizon} x {e.action_dim} actions at {e.rate_hz:g} Hz, {self.provider})"
 
 
-def _session(path: str, threads: int, providers: Sequence[str]) -> onnxruntime.InferenceSession:
+def choose_providers(name: str) -> list[str]:
+    """Returns execution providers by short name, each followed by what it falls back on; `auto` takes what is there.
+
+    Raises:
+        ConfigError: no such name, or this ONNX Runtime does not have it.
+    """
+    order, have = list(PROVIDERS), onnxruntime.get_available_providers()
+    if name == "auto":
+        return [PROVIDERS[short] for short in order if PROVIDERS[short] in have]
+    if name not in PROVIDERS:
+        raise ConfigError(f"provider must be auto, {', '.join(order)}, got '{name}'{nearest(name, [*order, 'auto'])}")
+    if PROVIDERS[name] not in have:
+        raise ConfigError(f"ONNX Runtime has no {PROVIDERS[name]} here; it has {', '.join(have)}")
+    return [PROVIDERS[short] for short in order[order.index(name) :] if PROVIDERS[short] in have]
+
+
+def open_session(
+    path: str, *, threads: int = 0, providers: Sequence[str] = (PROVIDERS["cpu"],), precision: str = "fp32"
+) -> onnxruntime.InferenceSession:
+    """Opens one graph.
+
+    Raises:
+        DataError: ONNX Runtime cannot open it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if precision == "fp8":
+        # ONNX Runtime would fuse fp8 products into an operator that it has for integers alone.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no public base class

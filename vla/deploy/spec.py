@@ -15,7 +15,17 @@ from pyramid.errors import ConfigError, DataError, PyramidError
 from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
 
-__all__ = ["FORMAT", "SPEC_FILE", "SYSTEM_1", "SYSTEM_2", "DeploySpec", "FileRecord", "read_spec"]
+__all__ = [
+    "FORMAT",
+    "SPEC_FILE",
+    "SYSTEM_1",
+    "SYSTEM_1_CONTEXT",
+    "SYSTEM_1_STEP",
+    "SYSTEM_2",
+    "DeploySpec",
+    "FileRecord",
+    "read_spec",
+]
 
 FORMAT = "latent-pyramid-policy/1"
 SPEC_FILE = "policy.json"
@@ -23,6 +33,10 @@ SYSTEM_1 = "system1"
 """Name of the graph from context, state and noise to normalised actions."""
 SYSTEM_2 = "system2"
 """Name of the graph from views and text to context."""
+SYSTEM_1_CONTEXT = "system1_context"
+"""Name of the optional graph from context to the keys and values that `SYSTEM_1_STEP` attends to."""
+SYSTEM_1_STEP = "system1_step"
+"""Name of the optional graph of one denoising step: noisy actions, time bucket and state to a velocity."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +74,17 @@ class DeploySpec:
     action: Normalizer
     """Back to physical units."""
     graphs: dict[str, FileRecord]
-    """System 1 and System 2."""
+    """System 1 and System 2, and where they were exported, the two graphs of single denoising steps."""
     tokenizer: FileRecord
     """tokenizer.json."""
     opset: int
-    """ONNX operator set of both graphs."""
+    """ONNX operator set of all graphs."""
+    dynamic: tuple[str, ...] = ("batch",)
+    """Sizes that the graphs leave open: `batch`, `text`; a text that is not open is padded to `max_text_tokens`."""
+    precision: str = "fp32"
+    """Bits of the graphs inside; inputs and outputs are float32 in any case."""
+    held_out: dict[str, Any] | None = None
+    """Errors in action units on held-out samples; None when they were not measured."""
     other_files: dict[str, FileRecord]
     """Everything else whose digest is kept: external weights, the parity report."""
     provenance: dict[str, Any]
@@ -103,6 +123,9 @@ class DeploySpec:
             "other_files": {name: vars(record) for name, record in self.other_files.items()},
             "sample_steps": self.sample_steps,
             "opset": self.opset,
+            "dynamic": list(self.dynamic),
+            "precision": self.precision,
+            "held_out": self.held_out,
             "provenance": self.provenance,
         }
 
@@ -110,19 +133,26 @@ class DeploySpec:
     def from_dict(cls, data: Mapping[str, Any]) -> DeploySpec:
         """Reads what `to_dict` wrote."""
         state = data["normalizers"]["state"]
+        body = Embodiment(**data["embodiment"])
+        known = Normalizer.from_dict(state) if state is not None else None
+        action = Normalizer.from_dict(data["normalizers"]["action"])
+        body.check_statistics(known, action)
         return cls(
-            embodiment=Embodiment(**data["embodiment"]),
+            embodiment=body,
             n_views=int(data["inputs"]["images"]["shape"][0]),
             image_size_px=int(data["inputs"]["images"]["shape"][1]),
             image_mean=tuple(data["image"]["mean"]),
             image_std=tuple(data["image"]["std"]),
             max_text_tokens=int(data["inputs"]["text"]["max_tokens"]),
             sample_steps=int(data["sample_steps"]),
-            state=Normalizer.from_dict(state) if state is not None else None,
-            action=Normalizer.from_dict(data["normalizers"]["action"]),
-            graphs={name: _record(data["graphs"][name]) for name in (SYSTEM_1, SYSTEM_2)},
+            state=known,
+            action=action,
+            graphs={name: _record(data["graphs"][name]) for name in _graph_names(data["graphs"])},
             tokenizer=_record(data["text"]["tokenizer"]),
             opset=int(data["opset"]),
+            dynamic=tuple(str(name) for name in data.get("dynamic", ["batch"])),
+            precision=str(data.get("precision", "fp32")),
+            held_out=data.get("held_out"),
             other_files={name: _record(record) for name, record in data["other_files"].items()},
             provenance=dict(data["provenance"]),
         )
@@ -157,6 +187,11 @@ def read_spec(folder: str) -> DeploySpec:
     for record in spec.records():
         _verify(folder, record)
     return spec
+
+
+def _graph_names(graphs: Mapping[str, Any]) -> list[str]:
+    single_step = [SYSTEM_1_CONTEXT, SYSTEM_1_STEP]
+    return [SYSTEM_1, SYSTEM_2, *(single_step if set(single_step) & set(graphs) else [])]
 
 
 def _record(data: Mapping[str, Any]) -> FileRecord:

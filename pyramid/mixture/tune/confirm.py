@@ -54,6 +54,17 @@ def arms(task: Task, answer: Answer) -> dict[str, dict[str, float]]:
     return found | ({"best_seen": answer.best_seen} if answer.best_seen else {})
 
 
+def confirm_runs(task: Task, compared: Mapping[str, dict[str, float]]) -> list[tuple[str, ProxyRun]]:
+    """Returns the runs of all arms, arm after arm, on the same fresh seeds."""
+    config = task.config
+    seeds = [run_seed(config, "confirm", n) for n in range(config.confirm_seeds)]
+    return [
+        (name, ProxyRun(weights=weights, budget=config.budget, seed=seed))
+        for name, weights in compared.items()
+        for seed in seeds
+    ]
+
+
 def confirm(task: Task, answer: Answer) -> dict[str, Arm]:
     """Trains every arm on the same fresh seeds.
 
@@ -61,13 +72,8 @@ def confirm(task: Task, answer: Answer) -> dict[str, Arm]:
         DataError: fewer than two seeds on which the tuned mixture gave a loss.
     """
     config, compared = task.config, arms(task, answer)
-    seeds = [run_seed(config, "confirm", n) for n in range(config.confirm_seeds)]
-    asked = [
-        (name, ProxyRun(weights=weights, budget=config.budget, seed=seed))
-        for name, weights in compared.items()
-        for seed in seeds
-    ]
-    losses = task.runner.losses("confirm", asked)
+    seeds = range(config.confirm_seeds)
+    losses = task.runner.losses("confirm", confirm_runs(task, compared))
     by_arm = {name: losses[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(compared)}
     found = {}
     for name, given in by_arm.items():
@@ -122,11 +128,11 @@ def fit_curve(points: list[tuple[float, float]], hours: float, factor: float) ->
     return Curve(hours=hours, intercept=intercept, slope=slope, gain=gain, points=points)
 
 
-def scaling(task: Task, shares: Shares, sizes: Mapping[str, SourceSize]) -> dict[str, Curve]:
-    """Trains on parts of each source in turn, at the chosen weights, and fits a curve for each source with a share."""
+def scaling_runs(task: Task, shares: Shares) -> list[tuple[str, ProxyRun]]:
+    """Returns the runs on parts of each source that has a share."""
     config = task.config
     weights, parts = named(task.sources, shares), sorted(set(config.scaling.fractions))
-    asked = [
+    return [
         (
             f"{source} x {part:g}",
             ProxyRun(
@@ -141,7 +147,12 @@ def scaling(task: Task, shares: Shares, sizes: Mapping[str, SourceSize]) -> dict
         for part in parts
         for n in range(config.scaling.seeds)
     ]
-    if not parts:
+
+
+def scaling(task: Task, shares: Shares, sizes: Mapping[str, SourceSize]) -> dict[str, Curve]:
+    """Trains on parts of each source in turn, at the chosen weights, and fits a curve for each source with a share."""
+    config, asked = task.config, scaling_runs(task, shares)
+    if not asked:
         return {}
     losses = task.runner.losses("scaling", asked)
     points: dict[str, list[tuple[float, float]]] = {}

@@ -5,6 +5,7 @@ Which of them is used is decided by cross-validation in `pyramid.mixture.tune.fi
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,15 +144,21 @@ LAWS: dict[LawName, Callable[[Array, Array, Any], Fit]] = {
 }
 
 
-def require_libraries() -> None:
+def require_libraries(*, load: bool = True) -> None:
     """Refuses, before any run is paid for, a machine on which nothing could be fitted or drawn.
+
+    Args:
+        load: import them, which takes seconds; False only looks whether they are there.
 
     Raises:
         MissingDependencyError: the extra ``tune`` is not installed.
     """
     for name in ("sklearn", "lightgbm", "matplotlib", "scipy"):
         try:
-            __import__(name)
+            if load:
+                __import__(name)
+            elif importlib.util.find_spec(name) is None:
+                raise ImportError(f"No module named '{name}'")
         except (ImportError, OSError) as error:
             raise MissingDependencyError(
                 f"'pyramid mix tune' needs {name}: pip install 'latent-pyramid[tune]' ({error})"

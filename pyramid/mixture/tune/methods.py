@@ -17,7 +17,7 @@ from pyramid.mixture.tune.config import TuneConfig
 from pyramid.mixture.tune.design import Shares, design, named, rounded
 from pyramid.mixture.tune.fit import fit_all, objective, predicted
 from pyramid.mixture.tune.proxy import ProxyRun
-from pyramid.mixture.tune.runs import Runner, run_seed
+from pyramid.mixture.tune.runs import Losses, Runner, run_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +156,8 @@ def halving(task: Task) -> Answer:
     for level, (count, budget) in enumerate(rungs(config, len(alive))):
         alive = alive[:count]
         found = task.runner.losses(f"rung {level}", _rung(task, alive, level, budget))
-        scores = [math.inf if f is None else float(objective(config, f)) for f in found]
-        means = np.array(scores).reshape(len(alive), -1).mean(1)
-        order = np.argsort(means, kind="stable")
-        alive = [alive[i] for i in order]
-        history.append({"budget": budget, "names": [n for n, _ in alive], "objective": _finite(means[order])})
+        alive, means = _ranked(task, alive, found)
+        history.append({"budget": budget, "names": [n for n, _ in alive], "objective": _finite(means)})
     last = np.stack([row for _, row in alive])
     return Answer(
         shares=last[0],
@@ -170,6 +167,16 @@ def halving(task: Task) -> Answer:
         best_seen=named(task.sources, last[0]),
         facts={"rungs": history},
     )
+
+
+def _ranked(
+    task: Task, alive: list[tuple[str, Shares]], losses: Sequence[Losses | None]
+) -> tuple[list[tuple[str, Shares]], Shares]:
+    """Returns candidates from the best to the worst, and their objectives."""
+    scores = [math.inf if found is None else float(objective(task.config, found)) for found in losses]
+    means = np.array(scores).reshape(len(alive), -1).mean(1)
+    order = np.argsort(means, kind="stable")
+    return [alive[i] for i in order], means[order]
 
 
 def _candidates(task: Task) -> list[tuple[str, Shares]]:
@@ -192,14 +199,22 @@ def _rung(task: Task, alive: Sequence[tuple[str, Shares]], level: int, budget: i
 def rungs_left(task: Task, *, resume: bool) -> tuple[list[int], int]:
     """Returns the budgets of the runs of halving that are left, and how many are done.
 
-    Who goes on to a later rung is not known yet, so of that rung all runs are counted as left.
+    Who goes on to a rung is known once all runs of the rung before are done; of later rungs all are left.
     """
     alive, config = _candidates(task), task.config
-    first, *later = rungs(config, len(alive))
-    units = [task.runner.unit(run) for _, run in _rung(task, alive, 0, first[1])]
-    todo = task.runner.todo(units) if resume else len(units)
-    left = [first[1]] * todo + [budget for count, budget in later for _ in range(count * config.halving.seeds)]
-    return left, len(units) - todo
+    plan, left, done = rungs(config, len(alive)), list[int](), 0
+    for level, (count, budget) in enumerate(plan):
+        n = count * config.halving.seeds
+        if left or (level and not resume):
+            left += [budget] * n
+            continue
+        asked = _rung(task, alive[:count], level, budget)
+        todo = task.runner.todo([task.runner.unit(run) for _, run in asked]) if resume else n
+        done += n - todo
+        left += [budget] * todo
+        if not todo:
+            alive, _ = _ranked(task, alive[:count], task.runner.losses(f"rung {level}", asked))
+    return left, done
 
 
 def _finite(values: Any) -> list[float | None]:

@@ -15,15 +15,19 @@ from pyramid.jobs import Quarantined, count_reasons
 from pyramid.mixture.spec import MixtureSpec, read_mixture
 from pyramid.mixture.tune.cluster import check_executor, joined
 from pyramid.mixture.tune.config import TuneConfig
-from pyramid.mixture.tune.confirm import Arm, Curve, confirm, scaling
+from pyramid.mixture.tune.confirm import Arm, Curve, confirm, confirm_runs, scaling, scaling_runs
+from pyramid.mixture.tune.confirm import arms as compared_arms
 from pyramid.mixture.tune.design import caps
 from pyramid.mixture.tune.laws import require_libraries
 from pyramid.mixture.tune.methods import METHODS, Answer, Task, rungs_left
 from pyramid.mixture.tune.outputs import REPORT, write_mixture, write_plots, write_table
 from pyramid.mixture.tune.proxy import ProxyRun, ReweightedProxy
 from pyramid.mixture.tune.runs import Runner, cached_proxy
-from pyramid.progress import format_seconds
+from pyramid.progress import format_seconds, say
 from pyramid.table import format_table
+
+_PROBE_S = 5.0
+"""How long the runs of a probe may grow, seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,7 @@ def mix_tune(
     start, cfg = time.monotonic(), resolve(TuneConfig, config, **options)
     if out is None and not dry_run:
         raise ConfigError("say where the result goes: --out DIR")
-    require_libraries()
+    require_libraries(load=not dry_run)
     check_executor(executor)
     spec = read_mixture(mixture)
     cached_proxy.cache_clear()  # The files behind it may have changed since the last call.
@@ -200,36 +204,57 @@ def _write(task: Task, spec: MixtureSpec, answer: Answer, result: MixTuneResult)
 
 def _plan_only(task: Task, *, resume: bool) -> MixTuneResult:
     """Counts runs and steps; two short probes tell what a run costs by itself and what a step costs."""
-    cfg, n = task.config, len(task.sources)
-    design = task.design_runs()
-    arms = 4 if cfg.method == "dro" else 5
-    budgets = [cfg.budget] * (arms * cfg.confirm_seeds)
-    budgets += [cfg.budget] * (n * len(cfg.scaling.fractions) * cfg.scaling.seeds)
-    if cfg.method == "regress":
-        units = [task.runner.unit(run) for _, run in design]
-        todo = task.runner.todo(units) if resume else len(units)
-        done = len(units) - todo
-        budgets += [cfg.budget] * todo
-    elif cfg.method == "dro":
-        units = task.runner.dro_units(task.amounts, task.file)
-        todo = task.runner.todo(units) if resume else len(units)
-        done = len(units) - todo
-        budgets += [2 * cfg.budget] * todo
+    cfg = task.config
+    budgets, done = _method_left(task, resume=resume)
+    if budgets or not resume:
+        # Which mixtures are compared is not known yet: halving's answer is the best that was tried, Re-Mix tries none.
+        arms = 5 if cfg.method == "regress" else 4
+        later = arms * cfg.confirm_seeds + len(task.sources) * len(cfg.scaling.fractions) * cfg.scaling.seeds
+        budgets += [cfg.budget] * later
     else:
-        left, done = rungs_left(task, resume=resume)
-        budgets += left
-    per_run, per_step = _probe(task, design[0][1])
+        answer = METHODS[cfg.method](task)
+        runs = [*confirm_runs(task, compared_arms(task, answer)), *scaling_runs(task, answer.shares)]
+        units = {unit.name: unit for unit in (task.runner.unit(run) for _, run in runs)}
+        todo = task.runner.todo(list(units.values()))
+        budgets, done = [cfg.budget] * todo, done + len(units) - todo
+    say(f"mix tune ({cfg.method}): {len(budgets)} proxy runs to do, {done} done; timing a short one ...")
+    per_run, per_step = _probe(task, task.design_runs()[0][1]) if budgets else (0.0, 0.0)
     seconds = (len(budgets) * per_run + sum(budgets) * per_step) / max(task.runner.workers, 1)
     return MixTuneResult(method=cfg.method, runs=len(budgets), skipped_done=done, seconds=round(seconds, 3))
 
 
+def _method_left(task: Task, *, resume: bool) -> tuple[list[int], int]:
+    """Returns the budgets of the method's runs that are left, and how many are done."""
+    cfg = task.config
+    if cfg.method == "halving":
+        return rungs_left(task, resume=resume)
+    dro = cfg.method == "dro"
+    units = (
+        task.runner.dro_units(task.amounts, task.file) if dro else [task.runner.unit(r) for _, r in task.design_runs()]
+    )
+    todo = task.runner.todo(units) if resume else len(units)
+    # Re-Mix trains a reference as well.
+    return [(2 if dro else 1) * cfg.budget] * todo, len(units) - todo
+
+
 def _probe(task: Task, run: ProxyRun) -> tuple[float, float]:
-    """Returns seconds per run and seconds per step, from two runs on a tenth and a fifth of the budget."""
-    times = []
-    small = max(run.budget // 10, 1)
-    for budget in (small, small, 2 * small):  # The first one warms up.
+    """Returns seconds per run and seconds per step, from runs of one step and of a few more.
+
+    The first run reads the data. The steps are doubled until they take a while or are a fifth of the budget: a slow
+    proxy is asked for four steps in all, a fast one for enough of them to be timed.
+    """
+    proxy, most = task.runner.proxy, max(run.budget // 5, 2)
+
+    def timed(budget: int) -> float:
         start = time.perf_counter()
-        task.runner.proxy.run(ProxyRun(weights=run.weights, budget=budget, seed=run.seed))
-        times.append(time.perf_counter() - start)
-    per_step = max(times[2] - times[1], 0.0) / small
-    return max(times[1] - per_step * small, 0.0), per_step
+        proxy.run(ProxyRun(weights=run.weights, budget=budget, seed=run.seed))
+        return time.perf_counter() - start
+
+    timed(1)
+    one, steps = timed(1), 2
+    more = timed(steps)
+    while more < _PROBE_S and 2 * steps <= most:
+        steps *= 2
+        more = timed(steps)
+    per_step = max(more - one, 0.0) / (steps - 1)
+    return max(one - per_step, 0.0), per_step

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mixture_data import label_tables
 
 from pyramid import files, parquet
@@ -34,8 +35,8 @@ def one_source(tmp_path: Path, source: dict[str, Any], **options: Any) -> Mixtur
 def drawn_numbers(stream: MixtureStream, epochs: int = 1) -> list[int]:
     """The number on the picture of every sample of an epoch, in the order in which they come."""
     n = len(stream.sources[0]) * epochs
-    batch = stream.batch_of(stream.draw(0, n))
-    return [drawing.read_picture(image[0].numpy()) for group in batch for image in group.images]
+    batches = [stream.batch_of(stream.draw(first, min(4, n - first))) for first in range(0, n, 4)]
+    return [drawing.read_picture(image[0].numpy()) for batch in batches for group in batch for image in group.images]
 
 
 def edit_index(folder: str, **columns: Any) -> None:
@@ -334,6 +335,13 @@ def test_actions_that_are_no_numbers_are_bad_samples(tmp_path: Path) -> None:
                 source.read(1, step)
         else:
             assert source.read(1, step)[0].action[0, 0] == drawing.number_of(1, 3)
+    [first] = stream.batch_of(stream.draw(0, 12))  # Decoded for it.
+    [again] = stream.batch_of(stream.draw(0, 12))  # Found in memory.
+    assert sum(first.replaced) == 3
+    assert (first.replaced, first.key) == (again.replaced, again.key)
+    assert torch.isfinite(first.action).all()
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.action, again.action)
 
 
 @pytest.mark.parametrize(("change", "message"), [("gone", "vanished"), ("other", "changed")])
@@ -379,8 +387,10 @@ def test_workers_share_what_is_decoded(tmp_path: Path) -> None:
         assert sorted(numbers) == [drawing.number_of(c, t) for c in range(24) for t in range(12)]
         decoded.append(stream.decoded_per_used)
     assert decoded[0] < 1.5
-    # Each for itself, three workers would decode nearly every clip three times.
-    assert decoded[1] < 2.2
+    # Each for itself, three workers would decode nearly every clip three times. None decodes what another is decoding,
+    # but one that lags behind may need what is no longer held.
+    assert decoded[1] < 1.7
+    print(decoded)
 
 
 def test_remote_shards_come_through_a_bounded_copy(s3: str, tmp_path: Path) -> None:
