@@ -1,7 +1,7 @@
 """Keypoints: a few convolutions that say where things are, and words as they are; no pretraining, no language model.
 
-A spatial softmax turns each channel into the point where it is most active (Levine et al. 2016, arXiv 1504.00702). It is
-what a policy of one or a few tasks can learn from scratch on a CPU, where a transformer over patches cannot.
+A spatial softmax turns each channel into the point where it is most active (Levine et al. 2016, arXiv 1504.00702): it
+is what a policy of one or a few tasks can learn from scratch on a CPU, where a transformer over patches cannot.
 """
 
 from __future__ import annotations
