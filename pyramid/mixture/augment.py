@@ -61,7 +61,8 @@ def augment(images: Tensor, spec: AugmentSpec, seed: int, position: int) -> Tens
     if not spec.active:
         return images
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "augment", position))
+        # torch.manual_seed also tells every other device, and writes down the call stack for each.
+        torch.default_generator.manual_seed(seed_of(seed, "augment", position))
         planes = _transform(spec, tuple(images.shape[-3:-1]))(images.movedim(-1, -3))
     return torch.as_tensor(planes).movedim(-3, -1).contiguous()
 
@@ -76,5 +77,6 @@ def _transform(spec: AugmentSpec, size: tuple[int, int]) -> Any:
     if spec.shift:
         pad = [round(spec.shift * side) for side in size]
         steps += [v2.Pad([pad[1], pad[0]], padding_mode="edge"), v2.RandomCrop(size)]
-    steps.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue))
+    if any((spec.brightness, spec.contrast, spec.saturation, spec.hue)):
+        steps.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue))
     return v2.Compose(steps)

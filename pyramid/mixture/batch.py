@@ -64,7 +64,8 @@ class MixtureStream:
         self._hold_frames()
         self.plan = Schedule(ledger(spec, {source.name: source.size for source in self.sources}))
         """Which source each position draws from."""
-        self._check_bodies()
+        self.embodiments = _bodies(self.sources)
+        """The embodiments of all sources by name."""
         self.judged = SharedCounts(2)
         """Samples read, and how many of them could not be, by this process and the workers that it forked."""
         self.bad: Counter[str] = Counter()
@@ -81,16 +82,6 @@ class MixtureStream:
                     "cache_mb: %d has no room for the %d frames that source '%s' mixes at a time: frames are decoded "
                     "one by one, several times as often as they are used",
                     *(self.spec.cache_mb, needed[source.name], source.name),
-                )
-
-    def _check_bodies(self) -> None:
-        first: dict[str, Source] = {}
-        for source in self.sources:
-            other = first.setdefault(source.embodiment.name, source)
-            if other.embodiment != source.embodiment:
-                raise DataError(
-                    f"embodiment '{source.embodiment.name}': source '{other.name}' says {other.embodiment.to_dict()}, "
-                    f"source '{source.name}' says {source.embodiment.to_dict()}; give them different embodiments"
                 )
 
     def check_run(self, batch_size: int) -> None:
@@ -124,11 +115,6 @@ class MixtureStream:
         mean = {name: (first[name] + last[name]) / 2 for name in first}
         # A source that is drawn in between only still has its statistics.
         return {name: share or Fraction(1, 1000) for name, share in mean.items()}
-
-    @cached_property
-    def embodiments(self) -> dict[str, Embodiment]:
-        """The embodiments of all sources by name."""
-        return {source.embodiment.name: source.embodiment for source in self.sources}
 
     @cached_property
     def digest(self) -> str:
@@ -172,7 +158,7 @@ class MixtureStream:
         for one in drawn:
             by_body.setdefault(one.source.embodiment.name, []).append(one)
         bodies = sorted(by_body)
-        sizes = [(by_body[name][0].source.embodiment, len(by_body[name])) for name in bodies]
+        sizes = [(self.embodiments[name], len(by_body[name])) for name in bodies]
         ahead = self.spec.future_s > 0
         slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size, future=ahead)]
         parts = [
@@ -235,7 +221,7 @@ class MixtureStream:
             for at, clip, other in zip(filling.at, filling.clips, filling.replaced, strict=True):
                 clips[at], replaced[at] = clip, other
         tensors = slots.tensors
-        tensors["state_known"].fill_(tensors["state"].shape[1] > 0)
+        slots.arrays["state_known"][:] = [one.source.embodiment.state_dim > 0 for one in drawn]
         tensors["weight"].fill_(1.0)
         slots.arrays["position"][:] = [one.position for one in drawn]
         for name in ("images", "future"):
@@ -259,6 +245,31 @@ class MixtureStream:
         if self.split == "train" and self.spec.augment.active:
             for views, one in zip(images, drawn, strict=True):
                 views.copy_(augment(views, self.spec.augment, self.spec.seed, one.position))
+
+
+def _bodies(sources: Sequence[Source]) -> dict[str, Embodiment]:
+    """Returns the embodiments by name; pseudo-actions may be told to a robot's own slot, where their state is unknown.
+
+    Raises:
+        DataError: sources that say different things of one embodiment.
+    """
+    first: dict[str, Source] = {}
+    for source in sorted(sources, key=lambda source: not source.measured):
+        body, other = source.embodiment, first.setdefault(source.embodiment.name, source)
+        if other.embodiment != body and not _same_actions(other.embodiment, body):
+            raise DataError(
+                f"embodiment '{body.name}': source '{other.name}' says {other.embodiment.to_dict()}, "
+                f"source '{source.name}' says {body.to_dict()}; give them different embodiments"
+            )
+    return {source.embodiment.name: first[source.embodiment.name].embodiment for source in sources}
+
+
+def _same_actions(robot: Embodiment, told: Embodiment) -> bool:
+    """Whether actions without a state can be taught in the place of a robot's own."""
+    same = (robot.action_dim, robot.horizon) == (told.action_dim, told.horizon)
+    needs_state = robot.declaration is not None and robot.declaration.needs_state
+    near = abs(robot.rate_hz - told.rate_hz) <= 0.01 * robot.rate_hz
+    return same and near and not needs_state and (robot.label, told.label) == ("action", "pseudo")
 
 
 def _by_source(drawn: Sequence[Drawn]) -> Iterator[tuple[Source, list[Drawn], list[int]]]:

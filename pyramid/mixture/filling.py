@@ -113,7 +113,9 @@ class Filling:
 
     def _put(self, number: int, chunk: Chunk) -> None:
         at, arrays = self.at[number], self.slots.arrays
-        arrays["action"][at], arrays["mask"][at], arrays["state"][at] = chunk.action, chunk.mask[:, None], chunk.state
+        arrays["action"][at], arrays["mask"][at] = chunk.action, chunk.mask[:, None]
+        # Labels that are told to a robot's own slot have no state.
+        arrays["state"][at] = chunk.state if len(chunk.state) else 0
         if chunk.quality:
             self.quality[number] = chunk.quality
 
