@@ -1,0 +1,82 @@
+"""The backbone of keypoints: it says where things are, keeps padding out, and survives a checkpoint and an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_policy import make_bodies
+
+from pyramid.errors import ConfigError
+from vla.backbone import build_backbone, restore_backbone
+from vla.backbones.keypoints import KeypointBackbone
+from vla.config import BackboneConfig, HeadConfig, PolicyConfig
+from vla.policy import Policy, build_policy
+
+CONFIG = BackboneConfig(kind="keypoints", image_size_px=32, patch_px=4, vision_width=16, vision_layers=3, text_width=16)
+
+
+def dot(x: int, y: int, size: int = 32) -> torch.Tensor:
+    """A picture with one bright spot, uint8 [1, 1, S, S, 3]."""
+    picture = torch.zeros(1, 1, size, size, 3, dtype=torch.uint8)
+    picture[0, 0, y - 2 : y + 2, x - 2 : x + 2] = 255
+    return picture
+
+
+def test_points_follow_what_moves() -> None:
+    torch.manual_seed(0)
+    backbone, _ = build_backbone(CONFIG)
+    assert isinstance(backbone, KeypointBackbone)
+    optimizer = torch.optim.Adam(backbone.parameters(), lr=3e-3)
+    places = torch.randint(4, 28, (150, 8, 2), generator=torch.Generator().manual_seed(0))
+    for row in places:
+        pictures = torch.cat([dot(int(x), int(y)) for x, y in row])
+        found = backbone.model.points((pictures.flatten(0, 1).permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.5)[:, 0]
+        error = (found - (row.flip(1) / 15.5 - 1)).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert error.sqrt() < 0.1, "one channel learns to say where the spot is, to a pixel and a half"
+
+
+def test_padding_reaches_no_real_token() -> None:
+    backbone, tokenizer = build_backbone(CONFIG)
+    ids = torch.tensor([[*tokenizer.encode("push").ids, 0, 0, 0]])
+    mask = torch.tensor([[True] * (ids.shape[1] - 3) + [False] * 3])
+    want, seen = backbone(dot(9, 9), ids, mask)
+    ids[0, -3:] = 7
+    got, _ = backbone(dot(9, 9), ids, mask)
+    assert torch.equal(got[seen], want[seen])
+    assert seen.sum() == backbone.tokens_per_view + ids.shape[1] - 3
+
+
+def test_it_is_rebuilt_from_its_description(tmp_path: Path) -> None:
+    backbone, _ = build_backbone(CONFIG)
+    again = restore_backbone(backbone.spec.to_dict())
+    again.load_state_dict(backbone.state_dict())
+    ids, mask = torch.tensor([[1, 5]]), torch.ones(1, 2, dtype=torch.bool)
+    assert torch.equal(again(dot(5, 20), ids, mask)[0], backbone(dot(5, 20), ids, mask)[0])
+
+
+def test_a_policy_with_keypoints_is_saved_and_asked(tmp_path: Path) -> None:
+    bodies = make_bodies()
+    name = next(iter(bodies))
+    body = bodies[name].embodiment
+    head = HeadConfig(
+        width=16, layers=2, heads=2, hidden=16, max_horizon=max(b.embodiment.horizon for b in bodies.values())
+    )
+    policy = build_policy(PolicyConfig(backbone=CONFIG, head=head), bodies)
+    policy.save_pretrained(str(tmp_path))
+    observation = {"images": dot(9, 9)[0].numpy(), "text": "push", "state": np.zeros(body.state_dim, np.float32)}
+    want = policy.eval().act(observation, embodiment=name)
+    assert np.array_equal(Policy.from_pretrained(str(tmp_path)).act(observation, embodiment=name), want)
+
+
+def test_published_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(build_backbone(CONFIG)[1].to_str())
+    with pytest.raises(ConfigError, match="not of kind 'keypoints'"):
+        build_backbone(BackboneConfig(kind="keypoints", pretrained=str(tmp_path)))
