@@ -42,11 +42,17 @@ class _Model(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for layer in range(max(int(vision["layers"]), halvings)):
-            out = points if layer + 1 >= halvings else max(points // 2 ** (halvings - 1 - layer), 8)
-            layers += [nn.Conv2d(channels, out, 3, 2 if layer < halvings else 1, 1), nn.GroupNorm(1, out), nn.ReLU()]
+            out = points if layer + 1 >= halvings else max(points // 2 ** (halvings - 1 - layer), 16)
+            side = 3 if layer else 5
+            layers += [
+                nn.Conv2d(channels, out, side, 2 if layer < halvings else 1, side // 2),
+                nn.GroupNorm(4, out),
+                nn.ReLU(),
+            ]
             channels = out
         self.convolutions = nn.Sequential(*layers[:-2])  # The last one's values are logits.
-        self.sharpness = nn.Parameter(torch.ones(()))
+        # Flat at first, all points would lie in the middle for long.
+        self.sharpness = nn.Parameter(torch.tensor(4.0))
         self.n_tokens, width = int(vision["tokens"]), int(text["hidden_size"])
         self.tokens = nn.Sequential(nn.Linear(2 * points, width), nn.ReLU(), nn.Linear(width, self.n_tokens * width))
         self.words = nn.Embedding(int(text["vocab_size"]), width)

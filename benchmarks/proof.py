@@ -1,0 +1,93 @@
+"""Does the pyramid teach a robot? Policies from few demonstrations, alone and with videos, tried in closed loop.
+
+Every arm goes through the verbs of the toolkit (scan, pack, train, label, mixtures) and takes the same number of
+updates; demonstrations come in disjoint subsets, starts are fresh. Each stage is found done when the command is given
+again: it goes on where it was stopped. Needs the extras ``sim`` and ``tune`` (for the plot).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from proofs.arms import ARMS, HAND_ALONE, LABELS
+from proofs.cells import Task, run_cell, run_labels
+from proofs.config import ProofConfig
+from proofs.corpus import make_corpus
+from proofs.table import HEADER, plot, rows, summary
+
+from pyramid import files
+from pyramid.config import resolve, to_dict
+from pyramid.jobs import run_job
+from pyramid.table import format_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="proof/cpu", help="preset or YAML file")
+    parser.add_argument("--out", required=True, help="folder for data, models and tries; kept, and gone on with")
+    parser.add_argument("--results", help="JSON file to write; default: OUT/results.json")
+    parser.add_argument("--plot", help="PNG file to draw; default: OUT/results.png")
+    parser.add_argument("--workers", type=int, default=2, help="cells at a time, one thread each")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="instead of the config's")
+    parser.add_argument("--tasks", nargs="*", help="instead of the config's")
+    parser.add_argument("--seed", type=int, help="instead of the config's: settings are chosen on other seeds")
+    arguments = parser.parse_args()
+    told = {name: getattr(arguments, name) for name in ("arms", "tasks", "seed")}
+    config = resolve(
+        ProofConfig, arguments.config, **{name: value for name, value in told.items() if value is not None}
+    )
+    results = run(arguments.out, config, workers=arguments.workers)
+    files.write_json(arguments.results or str(Path(arguments.out, "results.json")), results)
+    plot(results["tasks"], arguments.plot or str(Path(arguments.out, "results.png")))
+    print(format_table(HEADER, rows(results["tasks"])))
+
+
+def run(out: str, config: ProofConfig, *, workers: int) -> dict[str, object]:
+    """Makes the data, trains and tries every cell, and returns what was found."""
+    start = time.monotonic()
+    for task in config.tasks:
+        make_corpus(files.join(out, task), task, config)
+    wanted = [
+        (task, arm, subset)
+        for task in config.tasks
+        for subset in range(max(config.subsets, config.hand_subsets))
+        for arm in config.arms
+        if subset < config.subsets or arm in HAND_ALONE
+    ]
+    # A label model of videos alone is the same for all subsets.
+    needed = {
+        (task, kind, subset if kind == "idm" else 0) for task, arm, subset in wanted for kind in LABELS.get(arm, ())
+    }
+    labels, tasks = (
+        [Task(out=out, config=config, task=task, arm=arm, subset=subset) for task, arm, subset in places]
+        for places in (sorted(needed), wanted)
+    )
+    folder = files.join(out, "results")
+    run_job([t.unit() for t in labels], run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
+    job = run_job([t.unit() for t in tasks], run_cell, folder=folder, label="proof", unit_name="cells", workers=workers)
+    cells = {(t.task, t.arm, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}
+    found = summary(cells, config.tasks, config.arms)
+    return {
+        "arms": found["all" if len(config.tasks) > 1 else config.tasks[0]],
+        "tasks": found,
+        "seed": config.seed,
+        "config": to_dict(config),
+        "commit": _commit(),
+        "command": " ".join(["python", *sys.argv]),
+        "seconds": round(time.monotonic() - start),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

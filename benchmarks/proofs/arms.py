@@ -1,0 +1,145 @@
+"""The arms: what each policy of a cell learns from, as the tiers of a mixture; label runs are made by the verbs.
+
+A cell is a task, a subset of demonstrations and an arm. All arms take the same updates of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from proofs.config import ProofConfig
+from proofs.corpus import BODY, Corpus
+
+from idm.train import train_idm
+from lam.train import train_lam
+from pyramid import files, label
+
+Sources = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a cell's inputs lie, and what they are made with."""
+
+    out: str
+    """Folder of the task."""
+    corpus: Corpus
+    """The task's data."""
+    subset: int
+    """Number of the subset of demonstrations."""
+    config: ProofConfig
+    """The proof."""
+
+    @property
+    def demos(self) -> str:
+        """Shards of the demonstrations."""
+        return self.corpus.demos[self.subset]
+
+
+def _run(shards: str, labeler: str, model: str, name: str) -> str:
+    """Labels shards with a model; returns the folder of the run."""
+    out = files.join(shards, "labels", name)
+    label(shards, labeler=labeler, model=model, out=out)
+    return out
+
+
+def _idm(cell: Cell, shards: str) -> str:
+    model = files.join(cell.out, "models", f"idm-{cell.subset}")
+    train_idm(cell.demos, out=model, config=cell.config.idm, **{"trainer.seed": cell.config.seed})
+    return _run(shards, "idm", model, f"idm-{cell.subset}")
+
+
+def _lam(cell: Cell, shards: str, look: str) -> str:
+    model = files.join(cell.out, "models", f"lam-{look}")
+    train_lam([shards], out=model, config=cell.config.lam, **{"trainer.seed": cell.config.seed})
+    return _run(shards, "lam", model, f"lam-{look}")
+
+
+def _demonstrations(cell: Cell) -> Sources:
+    return {"demos": {"shards": cell.demos, "use": "action"}}
+
+
+def _idm_robot(cell: Cell) -> Sources:
+    shards = cell.corpus.videos
+    return {"videos": {"shards": shards, "use": "pseudo", "labels": _idm(cell, shards), "embodiment": BODY}}
+
+
+def _true(cell: Cell) -> Sources:
+    return {"videos": {"shards": cell.corpus.true, "use": "action"}}
+
+
+def _latent(look: str) -> Callable[[Cell], Sources]:
+    def sources(cell: Cell) -> Sources:
+        shards = {"robot": cell.corpus.videos, "hand": cell.corpus.hand}[look]
+        return {f"latent_{look}": {"shards": shards, "use": "latent", "labels": _lam(cell, shards, look)}}
+
+    return sources
+
+
+def _videos(cell: Cell) -> Sources:
+    shards = [cell.corpus.videos, cell.corpus.hand]
+    return {f"seen_{i}": {"shards": folder, "use": "video"} for i, folder in enumerate(shards)}
+
+
+def _full(cell: Cell) -> Sources:
+    pseudo = {name: {**source, "weight": 2.0} for name, source in _idm_robot(cell).items()}
+    return {**pseudo, **_latent("hand")(cell)}
+
+
+ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
+    "behaviour_cloning": None,
+    "behaviour_cloning_long": None,
+    "idm_robot_look": _idm_robot,
+    "latent_robot_look": _latent("robot"),
+    "latent_hand_look": _latent("hand"),
+    "flare": _videos,
+    "full_pyramid": _full,
+    "true_actions": _true,
+}
+"""What each arm adds to the demonstrations; None adds nothing."""
+LABELS: Mapping[str, tuple[str, ...]] = {
+    "idm_robot_look": ("idm",),
+    "latent_robot_look": ("lam-robot",),
+    "latent_hand_look": ("lam-hand",),
+    "full_pyramid": ("idm", "lam-hand"),
+}
+"""The label models of arms: ``idm`` of each subset, ``lam-LOOK`` of all."""
+HAND_ALONE = ("behaviour_cloning", "latent_hand_look")
+"""Arms that are tried on all of ``hand_subsets``."""
+
+
+def make_labels(kind: str, cell: Cell) -> None:
+    """Trains a label model and labels what is learned from it: before the cells, several of which need the same."""
+    if kind == "idm":
+        _idm(cell, cell.corpus.videos)
+    else:
+        look = kind.removeprefix("lam-")
+        _lam(cell, {"robot": cell.corpus.videos, "hand": cell.corpus.hand}[look], look)
+
+
+def mixture_of(arm: str, cell: Cell) -> dict[str, Any]:
+    """Returns an arm's mixture, as its file has it; makes the labels that it names."""
+    config, more = cell.config, ARMS[arm]
+    tiers: dict[str, Any] = {"top": {"weight": config.demo_share, "sources": _demonstrations(cell)}}
+    if more is not None:
+        tiers["base"] = {"weight": 1 - config.demo_share, "sources": more(cell)}
+    flare = {"future_s": config.future_s} if arm == "flare" else {}
+    return {
+        "horizon": config.horizon,
+        "seed": config.seed,
+        "shuffle_frames": 16_384,
+        "augment": {"shift": config.shift},
+        "tiers": tiers,
+        **flare,
+    }
+
+
+def options_of(arm: str, config: ProofConfig) -> dict[str, Any]:
+    """Returns what an arm's training does otherwise than the others, as dotted options."""
+    if arm == "behaviour_cloning_long":
+        return {"trainer.max_steps": 2 * config.updates}
+    if arm == "flare":
+        return {"objectives.flare.weight": 0.2, "objectives.flare.grid": 2, "policy.head.future_tokens": 4}
+    return {}

@@ -1,0 +1,66 @@
+"""What is proved, with how much data and how often; the files are ``configs/proof/*.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from idm.config import IDMConfig
+from lam.config import LAMConfig
+from pyramid import files
+from pyramid.config import resolve, to_dict
+from vla.config import VLAConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofConfig:
+    """One proof: tasks, data, models, arms, and how often each cell is tried."""
+
+    tasks: tuple[str, ...] = ("push-v3",)
+    """Meta-World's names."""
+    arms: tuple[str, ...] = ("behaviour_cloning", "idm_robot_look", "true_actions")
+    """What is compared; see `proofs.arms`."""
+    n_demos: int = 5
+    """Demonstrations with actions of each subset; >= 1."""
+    subsets: int = 4
+    """Disjoint subsets of demonstrations; >= 1."""
+    hand_subsets: int = 4
+    """The same for arms of the hand look alone, whose effect is smaller; >= `subsets`."""
+    n_videos: int = 100
+    """Videos without actions in the robot's look."""
+    n_hand: int = 100
+    """Videos without actions in the hand's look."""
+    n_starts: int = 60
+    """Fresh starts that each policy is tried on."""
+    max_steps: int = 200
+    """Steps after which a try has failed."""
+    execute: int = 4
+    """Steps of each chunk that are done before the policy is asked again."""
+    horizon: int = 8
+    """Steps of a chunk."""
+    size_px: int = 64
+    """Height and width of all pictures."""
+    demo_share: float = 0.25
+    """Share of demonstrations in a batch of an arm with videos."""
+    shift: float = 0.05
+    """Largest shift of training pictures, share of the side."""
+    future_s: float = 0.25
+    """How far ahead FLARE foresees, seconds."""
+    seed: int = 0
+    """Decides demonstrations, videos, starts, weights. Settings are chosen on other seeds than those reported."""
+    policy: str = "vla/keypoints"
+    """The policy's preset."""
+    updates: int = 3000
+    """Updates of each policy; those of ``_long`` take twice as many."""
+    idm: str = "idm/tiny"
+    """Preset of the inverse dynamics model, trained on the demonstrations of a subset."""
+    lam: str = "lam/tiny"
+    """Preset of the latent-action model, trained on the videos of a look."""
+
+    def policy_config(self) -> VLAConfig:
+        """Returns the policy's config."""
+        return resolve(VLAConfig, self.policy, **{"trainer.max_steps": self.updates, "trainer.seed": self.seed})
+
+    def digest(self) -> str:
+        """Returns the digest of everything that decides the results."""
+        models = (self.policy_config(), resolve(IDMConfig, self.idm), resolve(LAMConfig, self.lam))
+        return files.digest([to_dict(self), *(to_dict(model) for model in models)])

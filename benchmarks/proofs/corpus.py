@@ -1,0 +1,81 @@
+"""The data of a task, made once: demonstrations in disjoint subsets, videos of the robot, videos of a hand.
+
+The robot's videos exist twice: as they are, without actions or states, and as a reference with both.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from proofs.config import ProofConfig
+
+from pyramid import files, pack, scan
+from pyramid.corpora.manifest import read_manifest, write_manifest
+from pyramid.rng import seed_of
+from pyramid.sim import SimConfig, make_dataset
+from pyramid.sim.tasks import instruction
+
+BODY = "sawyer"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Shard folders of a task."""
+
+    demos: tuple[str, ...]
+    """One for each subset."""
+    videos: str
+    """The robot's videos, pictures alone."""
+    true: str
+    """The same with states and actions."""
+    hand: str
+    """Hand videos, pictures alone."""
+
+
+def make_corpus(out: str, task: str, config: ProofConfig) -> Corpus:
+    """Makes what is not there yet."""
+    subsets = max(config.subsets, config.hand_subsets)
+    common = {"tasks": (task,), "n_generated": 0, "size_px": config.size_px}
+    counts = {"demos": subsets * config.n_demos, "videos": config.n_videos}
+    for name, n in counts.items():
+        seed = seed_of(config.seed, "proof", name) >> 2
+        make_dataset(files.join(out, name), SimConfig(**common, n_hand=0, n_robot=n, seed=seed))
+    seed = seed_of(config.seed, "proof", "hand") >> 2
+    make_dataset(files.join(out, "hand"), SimConfig(**common, n_hand=config.n_hand, n_robot=0, seed=seed))
+    shards = {name: files.join(out, "shards", name) for name in ("videos", "true", "hand")}
+    roots = {"true": files.join(out, "videos", "robot"), "videos": _bare_videos(out, task)}
+    for name, root in {**roots, "hand": files.join(out, "hand", "hand")}.items():
+        manifest = files.join(out, "clips", f"{name}.parquet")
+        told = {} if name == "hand" else {"embodiment": BODY}
+        scan("lerobot" if name == "true" else "folder", root, out=manifest, val_share=0.0, **told)
+        pack(manifest, out=shards[name], size_px=config.size_px)
+    return Corpus(demos=_subsets(out, subsets, config), **shards)
+
+
+def _bare_videos(out: str, task: str) -> str:
+    """Copies the videos of episodes to a folder where nothing else of them lies."""
+    folder = Path(out, "videos-bare")
+    folder.mkdir(exist_ok=True)
+    names = []
+    for video in sorted(Path(out, "videos", "robot", "videos").rglob("*.mp4")):
+        names.append(video.name)
+        if not (folder / video.name).exists():
+            files.write_bytes(str(folder / video.name), video.read_bytes())
+    lines = [json.dumps({"file": name, "text": instruction(task)}) for name in names]
+    files.write_text(str(folder / "captions.jsonl"), "\n".join(lines) + "\n")
+    return str(folder)
+
+
+def _subsets(out: str, n: int, config: ProofConfig) -> tuple[str, ...]:
+    manifest = files.join(out, "clips", "demos.parquet")
+    scan("lerobot", files.join(out, "demos", "robot"), out=manifest, val_share=0.0, embodiment=BODY)
+    clips = sorted(read_manifest(manifest), key=lambda clip: clip.clip_id)
+    found = []
+    for subset in range(n):
+        own, shards = files.join(out, "clips", f"demos-{subset}.parquet"), files.join(out, "shards", f"demos-{subset}")
+        write_manifest(own, clips[subset * config.n_demos : (subset + 1) * config.n_demos], {"subset": subset})
+        pack(own, out=shards, size_px=config.size_px)
+        found.append(shards)
+    return tuple(found)
