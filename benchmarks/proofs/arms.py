@@ -47,13 +47,13 @@ def _run(shards: str, labeler: str, model: str, name: str) -> str:
 
 def _idm(cell: Cell, shards: str) -> str:
     model = files.join(cell.out, "models", f"idm-{cell.subset}")
-    train_idm(cell.demos, out=model, config=cell.config.idm, **{"trainer.seed": cell.config.seed})
+    train_idm(cell.demos, out=model, config=cell.config.idm, **cell.config.label_options())
     return _run(shards, "idm", model, f"idm-{cell.subset}")
 
 
 def _lam(cell: Cell, shards: str, look: str) -> str:
     model = files.join(cell.out, "models", f"lam-{look}")
-    train_lam([shards], out=model, config=cell.config.lam, **{"trainer.seed": cell.config.seed})
+    train_lam([shards], out=model, config=cell.config.lam, **cell.config.label_options())
     return _run(shards, "lam", model, f"lam-{look}")
 
 

@@ -56,6 +56,14 @@ class ProofConfig:
     lam: str = "lam/tiny"
     """Preset of the latent-action model, trained on the videos of a look."""
 
+    label_updates: int = 0
+    """Updates of each label model; 0: those of its preset."""
+
+    def label_options(self) -> dict[str, int]:
+        """Returns what the label models are trained with beyond their presets, as dotted options."""
+        steps = {"trainer.max_steps": self.label_updates} if self.label_updates else {}
+        return {"trainer.seed": self.seed, **steps}
+
     def policy_config(self) -> VLAConfig:
         """Returns the policy's config."""
         return resolve(VLAConfig, self.policy, **{"trainer.max_steps": self.updates, "trainer.seed": self.seed})
