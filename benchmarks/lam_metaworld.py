@@ -30,6 +30,7 @@ ROBOT, HAND = "metaworld", "metaworld_hand"
 SIZE_PX = 128
 LABELLED = {"objectives.action_weight": 0.5, "objectives.action_unit": "pairs", "objectives.action_share": 0.025}
 SHARED: dict[str, Any] = {
+    "objectives.action_weight": 1.0,
     "quantizer.kind": "none",
     "quantizer.code_dim": 4,
     "model.encoder_sees": "edges",
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--robot", type=int, default=120, help="robot episodes, a fifth of them held out")
     parser.add_argument("--hand", type=int, default=48, help="hand videos to train on")
     parser.add_argument("--scored", type=int, default=18, help="hand episodes to score on")
+    parser.add_argument("--sim-seed", type=int, default=0, help="which episodes; no two seeds share one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="seeds of the trainings")
     parser.add_argument("--variants", nargs="*", default=["tiny"], choices=list(VARIANTS))
     parser.add_argument("--data-only", action="store_true")
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def report(arguments: argparse.Namespace, out: str) -> None:
-    sim = SimConfig(n_robot=arguments.robot, n_hand=arguments.hand, n_generated=0)
+    sim = SimConfig(n_robot=arguments.robot, n_hand=arguments.hand, n_generated=0, seed=arguments.sim_seed)
     shards = make_shards(out, sim, arguments.scored)
     if arguments.data_only:
         return
@@ -104,7 +106,7 @@ def film_hands(out: str, sim: SimConfig, count: int) -> None:
         env = MetaWorldEnv(task)
         apply_look(env.model, "hand")
         with Renderer(env.model, size_px=sim.size_px, camera=sim.camera, fovy_deg=sim.fovy_deg) as renderer:
-            seed = 10**6 * (number + 1)
+            seed = 10**6 * (number + 1 + len(sim.tasks) * sim.seed)
             for _ in range(count // len(sim.tasks)):
                 episode = None
                 while episode is None or not episode.success:
@@ -138,6 +140,7 @@ def row_of(found: LAMEvaluation) -> dict[str, str]:
         "MLP": show(probe.mlp, probe.mlp_per_dimension),
         "codes": show(probe.codes, probe.codes_per_dimension or []),
         "robot -> hand": show(crossed.linear, crossed.per_dimension),
+        "same, MLP": show(crossed.mlp, crossed.mlp_per_dimension),
         "copy gap": f"{found.copy_gap:.1f}",
         "shuffle gap": f"{found.shuffle_gap:.1f}",
         "leakage": "-" if found.leakage is None else f"{found.leakage:.2f}",

@@ -58,7 +58,7 @@ class Subject:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     whole = DEVICE == "cuda"
-    parser.add_argument("--sizes", nargs="+", default=["lapa", "univla"], choices=["lapa", "univla"])
+    parser.add_argument("--sizes", nargs="*", default=["lapa", "univla"], choices=["lapa", "univla"], help="or none")
     parser.add_argument("--width-divisor", type=int, default=1 if whole else 4)
     parser.add_argument("--depth-divisor", type=int, default=1 if whole else 4)
     parser.add_argument("--batch-size", type=int, default=64 if whole else 4)

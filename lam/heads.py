@@ -81,10 +81,14 @@ class BodyCritic(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(latent_dim, hidden), nn.SiLU(), nn.Linear(hidden, n_bodies))
 
     def forward(self, latent: Tensor, body: Tensor) -> Tensor:
-        """Returns the critic's cross-entropy float32 [] on latents float [B, F] of bodies int64 [B]."""
+        """Returns the critic's cross-entropy float32 [] on latents float [B, F] of bodies int64 [B].
+
+        Every body counts alike, however many pairs show it: labelled pairs are a robot's, on top of its share.
+        """
         scale = latent.detach().std(0).mean() + 1e-3
         told = self.mlp(_turned(((latent - latent.mean(0)) / scale).float()))
-        return nn.functional.cross_entropy(told, body)
+        counts = torch.bincount(body, minlength=told.shape[1]).clamp(min=1)
+        return nn.functional.cross_entropy(told, body, weight=1 / counts)
 
 
 def _turned(x: Tensor) -> Tensor:

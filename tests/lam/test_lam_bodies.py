@@ -86,6 +86,16 @@ def test_the_critic_learns_and_the_encoder_unlearns_the_body():
     assert gap[1] < gap[0]
 
 
+def test_the_critic_counts_bodies_alike_however_many_pairs_show_each():
+    critic = BodyCritic(3, 4)
+    for parameter in critic.parameters():
+        torch.nn.init.zeros_(parameter)
+    critic.mlp[-1].bias.data = torch.tensor([1.0, 0.0, 0.0])  # says the same of every pair
+    surprise = torch.log(1 + 2 * torch.exp(torch.tensor(-1.0)))
+    mean_of_two = float(surprise + (1 + surprise)) / 2
+    assert critic(torch.randn(8, 4), torch.tensor([0] * 7 + [2])).item() == pytest.approx(mean_of_two, abs=1e-5)
+
+
 def test_moments_are_equal_for_the_same_latents_and_differ_for_moved_ones(two_bodies):
     module, sampler, _ = made(two_bodies, **{"objectives.body_moments": 1.0})
     batch = sampler.batch_at(0)
