@@ -27,17 +27,22 @@ __all__ = ["VLAModule", "train_vla"]
 
 
 class VLAModule(StepModule):
-    """A policy with its loss, for the trainer."""
+    """A policy with its loss, for the trainer; with ``stream``, what its batches cost is logged, too."""
 
     model: Policy
 
-    def __init__(self, model: Policy, config: TrainerConfig) -> None:
+    def __init__(self, model: Policy, config: TrainerConfig, stream: MixtureStream | None = None) -> None:
         super().__init__(model, config)
+        self.stream = stream
 
     def loss(self, batch: list[Group], generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        """Returns the flow-matching loss of a batch, and its mean per source and per embodiment to log."""
+        """Returns the flow-matching loss of a batch; to log, its mean per source and per embodiment, and frames decoded.
+
+        ``decoded_per_used``: frames that were decoded for each one used so far, by all workers of this process.
+        """
         loss, logs = batch_loss(self.model, batch, generator)
-        return loss, dict(logs)
+        cost = {"decoded_per_used": self.stream.decoded_per_used} if self.stream else {}
+        return loss, {**logs, **cost}
 
     def transfer_batch_to_device(self, batch: list[Group], device: torch.device, dataloader_idx: int) -> list[Group]:
         """Moves the groups' tensors (Lightning itself refuses frozen dataclasses)."""
@@ -74,7 +79,7 @@ def train_vla(
     stream = open_stream(str(mixture), resolved)
     bodies = read_bodies(stream.embodiments, stream.statistics)
     policy = build_policy(resolved.policy, bodies, seed=resolved.trainer.seed)
-    module = VLAModule(policy, resolved.trainer)
+    module = VLAModule(policy, resolved.trainer, stream)
     if dry_run:
         return plan_only(module, stream.batch, kind=KIND)
     from pyramid.mixture.drawn import DrawnLog

@@ -17,7 +17,7 @@ from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.augment import augment
 from pyramid.mixture.clips import SharedCounts, ring_frames
 from pyramid.mixture.filling import Filling, Slots, fill
-from pyramid.mixture.group import Batch, Group, empty_tensors
+from pyramid.mixture.group import Allocate, Batch, Group, empty_tensors, fresh_memory
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.source import Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
@@ -160,8 +160,8 @@ class MixtureStream:
         """Returns the batch of a step: one group per embodiment, by name; within a group in the global order."""
         return self.batch_of(self.draw(step * self.batch_size, self.batch_size))
 
-    def batch_of(self, drawn: Sequence[Drawn]) -> Batch:
-        """Reads samples and groups them by embodiment.
+    def batch_of(self, drawn: Sequence[Drawn], allocate: Allocate = fresh_memory) -> Batch:
+        """Reads samples and groups them by embodiment; ``allocate`` gives the memory for them.
 
         Raises:
             DataError: a shard vanished or changed, or more than the set share of samples is bad.
@@ -172,7 +172,7 @@ class MixtureStream:
             by_body.setdefault(one.source.embodiment.name, []).append(one)
         bodies = sorted(by_body)
         sizes = [(by_body[name][0].source.embodiment, len(by_body[name])) for name in bodies]
-        slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size)]
+        slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size, allocate)]
         parts = [
             (mine, Filling(source, [one.item for one in mine], at, slot))
             for name, slot in zip(bodies, slots, strict=True)

@@ -390,7 +390,6 @@ def test_workers_share_what_is_decoded(tmp_path: Path) -> None:
     # Each for itself, three workers would decode nearly every clip three times. None decodes what another is decoding,
     # but one that lags behind may need what is no longer held.
     assert decoded[1] < 1.7
-    print(decoded)
 
 
 def test_remote_shards_come_through_a_bounded_copy(s3: str, tmp_path: Path) -> None:
