@@ -36,7 +36,7 @@ class VLAModule(StepModule):
         self.stream = stream
 
     def loss(self, batch: list[Group], generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        """Returns the flow-matching loss of a batch; to log, its mean per source and per embodiment, and frames decoded.
+        """Returns the flow-matching loss of a batch; to log, its means per source and embodiment, and frames decoded.
 
         ``decoded_per_used``: frames that were decoded for each one used so far, by all workers of this process.
         """

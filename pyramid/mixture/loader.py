@@ -13,7 +13,7 @@ import lightning
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pyramid.errors import ConfigError
+from pyramid.errors import ConfigError, PyramidError, raised, told
 from pyramid.mixture.batch import Batch, MixtureStream
 from pyramid.mixture.group import Packed, fresh_memory, largest, pack, unpack
 from pyramid.mixture.stretches import Stretches
@@ -24,7 +24,7 @@ _HELD = 3
 """Batches that whoever trains may hold before a worker takes fresh memory for the next."""
 
 
-class _Share(IterableDataset[Batch | Packed]):
+class _Share(IterableDataset[Batch | Packed | PyramidError]):
     """One rank's part of every global batch from a position on."""
 
     def __init__(self, stream: MixtureStream, batch_size: int, rank: int, ranks: int, steps: int | None) -> None:
@@ -36,7 +36,10 @@ class _Share(IterableDataset[Batch | Packed]):
         """Goes to a process that is not forked without the memory that it could not share."""
         return {**vars(self), "stretches": None}
 
-    def __iter__(self) -> Iterator[Batch | Packed]:
+    def __iter__(self) -> Iterator[Batch | Packed | PyramidError]:
+        return told(self._batches()) if get_worker_info() else self._batches()
+
+    def _batches(self) -> Iterator[Batch | Packed]:
         worker = get_worker_info()
         step, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while self.steps is None or step < self.steps:
@@ -97,7 +100,7 @@ class MixtureLoader:
     def __iter__(self) -> Iterator[Batch]:
         self._share.position = self.position
         self._share.stretches = stretches = self._stretches()
-        for batch in self._loader:
+        for batch in raised(self._loader):
             self.position += self._share.batch_size
             yield unpack(batch, stretches)
 

@@ -232,7 +232,7 @@ def test_bad_samples_of_all_workers_are_judged_together(tmp_path: Path) -> None:
     assert min(bad) > 0
     # More than either worker finds, and one less than they find together: at least 100 samples are judged by.
     both = one_source(tmp_path, source, max_bad_share=(sum(bad) - 1) / 100)
-    with pytest.raises(DataError, match=rf"{sum(bad)} of \d+ samples cannot be read"):
+    with pytest.raises(DataError, match=rf"^{sum(bad)} of \d+ samples cannot be read"):
         list(MixtureLoader(both, batch_size=4, workers=2, steps=6))
 
 
