@@ -6,8 +6,11 @@ What a message says is left to whoever raises it: what happened, where, and what
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class ExitCode(IntEnum):
@@ -80,3 +83,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ``; did you mean 'x'?`` for a mistyped name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def told(items: Iterable[T]) -> Iterator[T | PyramidError]:
+    """Yields items, and the error that ends them: what is raised in a worker comes out as the text of a traceback."""
+    try:
+        yield from items
+    except PyramidError as error:
+        yield error
+
+
+def raised(items: Iterable[T | PyramidError]) -> Iterator[T]:
+    """Yields items that come from `told` in another process, and raises the error that ended them there."""
+    for item in items:
+        if isinstance(item, PyramidError):
+            raise item
+        yield item

@@ -26,7 +26,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyramid import files
 from pyramid.config import provenance
-from pyramid.errors import ConfigError, DataError, InterruptedJobError, MissingDependencyError, PyramidError
+from pyramid.errors import (
+    ConfigError,
+    DataError,
+    InterruptedJobError,
+    MissingDependencyError,
+    PyramidError,
+    raised,
+    told,
+)
 from pyramid.nn.checkpoint import CONFIG_FILE, read_model_config, save_model
 from pyramid.nn.sharding import gather, shard
 from pyramid.nn.trainer import TrainerConfig, lr_factor, place_of
@@ -171,9 +179,9 @@ class _Steps(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         config, worker = self.config, get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        passes = range(self.start * config.accumulate, config.max_steps * config.accumulate)
-        for number in passes[first::stride]:
-            yield self.batch_at(place_of(*divmod(number, config.accumulate), config, self.rank))
+        passes = range(self.start * config.accumulate, config.max_steps * config.accumulate)[first::stride]
+        batches = (self.batch_at(place_of(*divmod(n, config.accumulate), config, self.rank)) for n in passes)
+        return told(batches) if worker else batches
 
 
 class _StepLoader(DataLoader[Any]):
@@ -186,7 +194,7 @@ class _StepLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         steps: Any = self.dataset
         steps.start, steps.rank = self._module.global_step, self._module.global_rank
-        return super().__iter__()
+        return raised(super().__iter__())
 
 
 class _Average(EMAWeightAveraging):

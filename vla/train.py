@@ -50,16 +50,24 @@ class VLAModule(StepModule):
         config: how it is optimised.
         objectives: what it is trained for; None for flow matching alone.
         merge: whether adapters are added to the weights when training is done.
+        stream: logs what its batches cost, too: ``decoded_per_used``, frames that all workers of this process decoded
+            for each one used so far.
     """
 
     model: Policy
 
     def __init__(
-        self, model: Policy, config: TrainerConfig, objectives: Objectives | None = None, *, merge: bool = True
+        self,
+        model: Policy,
+        config: TrainerConfig,
+        objectives: Objectives | None = None,
+        *,
+        merge: bool = True,
+        stream: MixtureStream | None = None,
     ) -> None:
         super().__init__(model, config)
         self.objectives = objectives or Objectives(ObjectivesConfig(), model)
-        self.merge = merge
+        self.merge, self.stream = merge, stream
 
     def loss(self, batch: list[Group], generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         """Returns the loss of a batch, and its terms and means to log."""
@@ -67,7 +75,8 @@ class VLAModule(StepModule):
         if step > 0 and part == 0:  # Between two steps; a run that is resumed here does the same.
             self.objectives.update()
         loss, logs = self.objectives.loss(self.model, batch, generator)
-        return loss, dict(logs)
+        cost = {"decoded_per_used": self.stream.decoded_per_used} if self.stream else {}
+        return loss, {**logs, **cost}
 
     def parts(self) -> dict[str, nn.Module]:
         """Returns what is trained, by the names that a person knows."""
@@ -202,7 +211,7 @@ def build_module(
         checkpoint_blocks(policy)
     if config.tune.compile:
         compile_blocks(policy)
-    return VLAModule(policy, config.trainer, objectives, merge=config.tune.lora.merge)
+    return VLAModule(policy, config.trainer, objectives, merge=config.tune.lora.merge, stream=stream)
 
 
 def open_stream(mixture: str, config: VLAConfig, split: Split = "train") -> MixtureStream:

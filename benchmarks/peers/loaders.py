@@ -42,8 +42,8 @@ def webdataset(task: Task) -> Any:
     if task.folders[0].startswith("s3:"):
         import s3fs
 
-        files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-        wds.gopen_schemes["s3"] = lambda url, *_, **__: files.open(url, "rb", block_size=8 * 2**20)
+        # Made where it is used: s3fs keeps one for each process, and none may be taken through a fork.
+        wds.gopen_schemes["s3"] = lambda url, *_, **__: s3fs.S3FileSystem().open(url, "rb", block_size=8 * 2**20)
 
     def samples(clips: Any) -> Iterator[dict[str, Any]]:
         for clip in clips:
@@ -76,6 +76,10 @@ def litdata(task: Task) -> Any:
 
     options: dict[str, Any] = {}
     if task.folders[0].startswith("s3:"):
+        from litdata.streaming import downloader
+
+        # Its store refuses a server without TLS, and no option of its own says otherwise.
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
         options["storage_options"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
     sources = [
         StreamingDataset(folder, cache_dir=f"{task.scratch}/{i}", shuffle=True, **options)
@@ -85,7 +89,22 @@ def litdata(task: Task) -> Any:
     return DataLoader(Expanded(clips, task.horizon), batch_size=task.batch_size, num_workers=task.workers)
 
 
+def store_profile(scratch: str) -> str:
+    """Writes the configuration from which Energon's storage client knows the S3 server."""
+    options = {"base_path": "bench", "region_name": "us-east-1", "endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    keys = {"access_key": os.environ["AWS_ACCESS_KEY_ID"], "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    profile = {
+        "storage_provider": {"type": "s3", "options": options},
+        "credentials_provider": {"type": "S3Credentials", "options": keys},
+    }
+    path = Path(scratch, "msc.json")
+    path.write_text(json.dumps({"profiles": {"bench": profile}}))
+    return str(path)
+
+
 def energon(task: Task) -> Any:
+    if task.folders[0].startswith("s3:"):
+        os.environ["MSC_CONFIG"] = store_profile(task.scratch)
     from megatron import energon as en
 
     class Encoder(en.DefaultTaskEncoder):  # type: ignore[misc]
@@ -97,7 +116,7 @@ def energon(task: Task) -> Any:
             yield from expand(sample["mp4"], sample["action.npy"], task.horizon)
 
     parts = "".join(
-        f"      - {{weight: {weight}, path: {folder}}}\n"
+        f"      - {{weight: {weight}, path: {folder.replace('s3://bench', 'msc://bench')}}}\n"
         for folder, weight in zip(task.folders, task.weights, strict=True)
     )
     blend = "__module__: megatron.energon\n__class__: MetadatasetV2\nsplits:\n  train:\n    blend:\n" + parts

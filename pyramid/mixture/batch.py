@@ -18,7 +18,7 @@ from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.augment import augment
 from pyramid.mixture.clips import SharedCounts, ring_frames
 from pyramid.mixture.filling import Filling, LaterFrames, Slots, fill
-from pyramid.mixture.group import Batch, Group, empty_tensors
+from pyramid.mixture.group import Allocate, Batch, Group, empty_tensors, fresh_memory
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.source import Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
@@ -147,8 +147,8 @@ class MixtureStream:
         """Returns the batch of a step: one group per embodiment, by name; within a group in the global order."""
         return self.batch_of(self.draw(step * self.batch_size, self.batch_size))
 
-    def batch_of(self, drawn: Sequence[Drawn]) -> Batch:
-        """Reads samples and groups them by embodiment.
+    def batch_of(self, drawn: Sequence[Drawn], allocate: Allocate = fresh_memory) -> Batch:
+        """Reads samples and groups them by embodiment; ``allocate`` gives the memory for them.
 
         Raises:
             DataError: a shard vanished or changed, or more than the set share of samples is bad.
@@ -160,7 +160,7 @@ class MixtureStream:
         bodies = sorted(by_body)
         sizes = [(self.embodiments[name], len(by_body[name])) for name in bodies]
         ahead = self.spec.future_s > 0
-        slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size, future=ahead)]
+        slots = [Slots(tensors) for tensors in empty_tensors(sizes, self.image_size, allocate, future=ahead)]
         parts = [
             (
                 mine,

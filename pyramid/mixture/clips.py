@@ -64,7 +64,7 @@ class SharedCounts:
     """Numbers that processes which are forked later add to together; another process begins with its own at 0."""
 
     def __init__(self, n: int) -> None:
-        self._counts: NDArray[np.int64] = _shared((n,), np.int64)
+        self._counts: NDArray[np.int64] = shared_zeros((n,), np.int64)
         self._lock = multiprocessing.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,11 +99,11 @@ class ClipCache:
 
     def __init__(self, n_clips: int, frames: int, *, width: int, size_px: int, gop: int) -> None:
         self.n_clips, self.frames, self.width, self.size_px, self.gop = n_clips, frames, width, size_px, gop
-        self._counts: NDArray[np.int64] = _shared((3,), np.int64)
-        self._starts: NDArray[np.int64] = _shared((n_clips if frames else 0,), np.int64)
-        self._claims: NDArray[np.float64] = _shared((n_clips if frames else 0,), np.float64)
-        self._pictures: NDArray[np.uint8] = _shared((frames, size_px, size_px, 3), np.uint8)
-        self._rows: NDArray[np.float32] = _shared((frames, width), np.float32)
+        self._counts: NDArray[np.int64] = shared_zeros((3,), np.int64)
+        self._starts: NDArray[np.int64] = shared_zeros((n_clips if frames else 0,), np.int64)
+        self._claims: NDArray[np.float64] = shared_zeros((n_clips if frames else 0,), np.float64)
+        self._pictures: NDArray[np.uint8] = shared_zeros((frames, size_px, size_px, 3), np.uint8)
+        self._rows: NDArray[np.float32] = shared_zeros((frames, width), np.float32)
         self._lock = multiprocessing.Lock()
         self._last: OrderedDict[int, Sample] = OrderedDict()
 
@@ -217,7 +217,7 @@ def ring_frames(needed: dict[str, int], *, spread: int, frame_bytes: int, cache_
     return {name: n if n >= min(spread, needed[name]) else 0 for name, n in room.items()}
 
 
-def _shared(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
+def shared_zeros(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
     """Returns zeros in anonymous memory that forked processes share."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(mmap(-1, max(size, 1)), dtype, count=int(np.prod(shape))).reshape(shape)

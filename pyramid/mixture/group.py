@@ -1,13 +1,13 @@
 """What a batch is made of: groups of samples that share an embodiment, all numbers of a batch in one stretch of memory.
 
 A worker's batch goes to the training process as one shared stretch, not as a dozen; what stands in it is decided by
-`pyramid.mixture.batch`.
+`pyramid.mixture.batch`, which memory is taken for it by `pyramid.mixture.stretches`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -15,9 +15,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from pyramid.mixture.stretches import Stretches
 from pyramid.types import Embodiment
 
-__all__ = ["Batch", "Group", "Packed", "Shape", "empty_tensors", "pack", "unpack"]
+__all__ = [
+    "Allocate",
+    "Batch",
+    "Group",
+    "Packed",
+    "Shape",
+    "empty_tensors",
+    "fresh_memory",
+    "largest",
+    "pack",
+    "unpack",
+]
 
 _ALIGN = 64
 
@@ -72,11 +84,15 @@ class Group:
 Batch = list[Group]
 
 
+Allocate = Callable[[int], Tensor]
+"""Returns so many bytes, uint8 [N]."""
+
+
 class Packed(NamedTuple):
     """A batch on its way from a worker."""
 
-    memory: Tensor
-    """uint8 [N]: all its numbers."""
+    memory: Tensor | int
+    """uint8 [N]: all its numbers; or the number of the stretch in which they are."""
     groups: list[dict[str, Any]]
     """Fields of each group; of a tensor that lies there where it begins, bytes, and its `Shape`."""
 
@@ -97,15 +113,36 @@ def shapes(body: Embodiment, n: int, size_px: int, *, future: bool = False) -> d
     }
 
 
+def largest(bodies: Iterable[Embodiment], n: int, size_px: int, *, future: bool = False) -> int:
+    """Returns the most bytes that a batch of ``n`` samples of some bodies takes."""
+    plans = [shapes(body, 1, size_px, future=future) for body in bodies]
+    gaps = sum(_ALIGN * len(plan) for plan in plans)
+    return n * max(sum(_n_bytes(shape) for shape in plan.values()) for plan in plans) + gaps
+
+
+def fresh_memory(n: int) -> Tensor:
+    """Returns ``n`` bytes that were not used before: shared memory in a worker."""
+    if get_worker_info() is None:
+        return torch.empty(n, dtype=torch.uint8)
+    # As torch's own collation does: written once, into memory that the other process sees.
+    storage = torch.UntypedStorage._new_shared(max(n, 1), device="cpu")  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
 def empty_tensors(
-    wanted: Sequence[tuple[Embodiment, int]], size_px: int, *, future: bool = False
+    wanted: Sequence[tuple[Embodiment, int]],
+    size_px: int,
+    allocate: Allocate = fresh_memory,
+    *,
+    future: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """Returns the tensors of groups, not yet filled, side by side in memory: shared memory in a worker.
+    """Returns the tensors of groups, not yet filled, side by side in memory.
 
     Args:
         wanted: embodiment and number of samples of each group.
         size_px: side of the frames, pixels.
         future: whether each sample comes with a later frame.
+        allocate: where the memory comes from.
     """
     plans, end = [], 0
     for body, n in wanted:
@@ -114,16 +151,11 @@ def empty_tensors(
             plan[name] = (end, shape)
             end += -(-_n_bytes(shape) // _ALIGN) * _ALIGN
         plans.append(plan)
-    memory = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        # As torch's own collation does: written once, into memory that the other process sees.
-        memory = memory.set_(torch.UntypedStorage._new_shared(max(end, 1), device="cpu"))  # type: ignore[no-untyped-call]
-    else:
-        memory = torch.empty(end, dtype=torch.uint8)
+    memory = allocate(end)
     return [{name: _part(memory, start, shape) for name, (start, shape) in plan.items()} for plan in plans]
 
 
-def pack(batch: Batch) -> Packed | Batch:
+def pack(batch: Batch, stretches: Stretches | None = None) -> Packed | Batch:
     """Returns a batch as one stretch of memory, if that is how it lies; else the batch itself."""
     if not batch:
         return batch
@@ -138,17 +170,23 @@ def pack(batch: Batch) -> Packed | Batch:
             elif name == "images":
                 return batch
         groups.append(told)
-    return Packed(torch.empty(0, dtype=torch.uint8).set_(storage), groups)
+    memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+    place = stretches.place_of(memory) if stretches else None
+    return Packed(memory if place is None else place, groups)
 
 
-def unpack(packed: Packed | Batch) -> Batch:
-    """Returns the batch that was packed."""
+def unpack(packed: Packed | Batch, stretches: Stretches | None = None) -> Batch:
+    """Returns the batch that was packed; ``stretches`` are those that it was packed with."""
     if not isinstance(packed, Packed):
         return packed
+    memory = packed.memory
+    if isinstance(memory, int):
+        assert stretches is not None  # noqa: S101
+        memory = stretches.receive(memory)
     tensors = {field.name for field in fields(Group) if str(field.type).startswith("Tensor")}
     groups = []
     for told in packed.groups:
-        lying = {n: _part(packed.memory, *v) for n, v in told.items() if n in tensors and isinstance(v, tuple)}
+        lying = {n: _part(memory, *v) for n, v in told.items() if n in tensors and isinstance(v, tuple)}
         groups.append(Group(**{**told, **lying}))
     return groups
 

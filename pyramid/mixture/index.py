@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ class ClipIndex:
     ) -> None:
         for folder in folders:
             if folder not in opened:
-                opened[folder] = ShardSet.open(folder)
+                with named(f"source '{name}'"):
+                    opened[folder] = ShardSet.open(folder)
                 check_shards(opened[folder], f"source '{name}'")
         self.shard_sets = [opened[folder] for folder in folders]
         wanted = spec.split if spec.split and split == "train" else split
@@ -94,6 +96,15 @@ class ClipIndex:
         names = pc.dictionary_encode(self.table["shard"]).combine_chunks().indices.to_numpy()
         new = (np.diff(names) != 0) | (np.diff(self.part) != 0)
         return np.concatenate([[0], np.cumsum(new)]).astype(np.int64)
+
+
+@contextlib.contextmanager
+def named(who: str) -> Iterator[None]:
+    """Says who is refused where what is called knows only the file."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(f"{who}: {error}") from error
 
 
 def _whole(column: pa.ChunkedArray) -> Any:

@@ -17,7 +17,7 @@ from pyramid import files, parquet
 from pyramid.errors import DataError
 from pyramid.labels.table import LabelRun
 from pyramid.mixture.cache import cached_table
-from pyramid.mixture.index import ClipIndex
+from pyramid.mixture.index import ClipIndex, named
 from pyramid.mixture.spec import FilterSpec
 from pyramid.shards.layout import table_name
 from pyramid.shards.reader import ShardSet
@@ -96,7 +96,9 @@ class Labels:
 
         The table's metadata has a digest of all values.
         """
-        opened, parts, content = LabelRun.open(run, shards), [], hashlib.sha256()
+        parts, content = [], hashlib.sha256()
+        with named(f"source '{self.name}'"):
+            opened = LabelRun.open(run, shards)
         keys = dict(zip(shards.index["key"].to_pylist(), range(len(shards)), strict=True))
         frames = shards.index["frames"].to_numpy()
         for shard in shards.shards:

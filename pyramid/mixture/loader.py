@@ -10,30 +10,49 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pyramid.errors import ConfigError
+from pyramid.errors import ConfigError, PyramidError, raised, told
 from pyramid.mixture.batch import Batch, MixtureStream
-from pyramid.mixture.group import Packed, pack, unpack
+from pyramid.mixture.group import Packed, fresh_memory, largest, pack, unpack
+from pyramid.mixture.stretches import Stretches
 
 __all__ = ["MixtureData", "MixtureLoader"]
 
+_HELD = 3
+"""Batches that whoever trains may hold before a worker takes fresh memory for the next."""
 
-class _Share(IterableDataset[Batch | Packed]):
+
+class _Share(IterableDataset[Batch | Packed | PyramidError]):
     """One rank's part of every global batch from a position on."""
 
     def __init__(self, stream: MixtureStream, batch_size: int, rank: int, ranks: int, steps: int | None) -> None:
         self.stream, self.batch_size, self.rank, self.ranks, self.steps = stream, batch_size, rank, ranks, steps
         self.position = 0
+        self.stretches: Stretches | None = None
 
-    def __iter__(self) -> Iterator[Batch | Packed]:
+    def __getstate__(self) -> dict[str, Any]:
+        """Goes to a process that is not forked without the memory that it could not share."""
+        return {**vars(self), "stretches": None}
+
+    def __iter__(self) -> Iterator[Batch | Packed | PyramidError]:
+        return told(self._batches()) if get_worker_info() else self._batches()
+
+    def _batches(self) -> Iterator[Batch | Packed]:
         worker = get_worker_info()
         step, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while self.steps is None or step < self.steps:
             first = self.position + step * self.batch_size + self.rank
-            batch = self.stream.batch_of(self.stream.draw(first, self.batch_size // self.ranks, self.ranks))
-            yield pack(batch) if worker else batch
+            drawn = self.stream.draw(first, self.batch_size // self.ranks, self.ranks)
+            batch = self.stream.batch_of(drawn, self._allocate)
+            yield pack(batch, self.stretches) if worker else batch
             step += stride
+
+    def _allocate(self, n: int) -> Tensor:
+        worker = get_worker_info()
+        taken = self.stretches.take(worker.id, n) if worker and self.stretches else None
+        return fresh_memory(n) if taken is None else taken
 
 
 class MixtureLoader:
@@ -73,15 +92,26 @@ class MixtureLoader:
         stream.check_run(batch_size)
         self._share = _Share(stream, batch_size, rank, ranks, steps)
         ahead: dict[str, Any] = {"prefetch_factor": prefetch} if workers else {}
+        self._each = prefetch + _HELD
         self._loader = DataLoader(self._share, batch_size=None, num_workers=workers, **ahead)
         self.position = 0
         """Samples that all ranks together were given."""
 
     def __iter__(self) -> Iterator[Batch]:
         self._share.position = self.position
-        for batch in self._loader:
+        self._share.stretches = stretches = self._stretches()
+        for batch in raised(self._loader):
             self.position += self._share.batch_size
-            yield unpack(batch)
+            yield unpack(batch, stretches)
+
+    def _stretches(self) -> Stretches | None:
+        share, workers = self._share, self._loader.num_workers
+        if not workers:
+            return None
+        bodies, n = share.stream.embodiments.values(), share.batch_size // share.ranks
+        return Stretches(
+            workers, self._each, largest(bodies, n, share.stream.image_size, future=share.stream.spec.future_s > 0)
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Returns where the loader is; the same on every rank."""

@@ -118,8 +118,7 @@ class SourceSpec:
     """Which of its clips and labels are drawn."""
 
     def __post_init__(self) -> None:
-        """Refuses weights that are no shares, and labels that do not go with the use."""
-        _check_weight(self.weight)
+        """Refuses labels that do not go with the use."""
         bare = self.use in ("action", "video")
         if bare != (not self.runs()):
             raise ValueError(f"use: {self.use} goes {'without' if bare else 'with'} a label run")
@@ -162,8 +161,8 @@ class ChangeSpec:
 
     def __post_init__(self) -> None:
         """Refuses weights that are none, and changes of nothing."""
-        for weight in (*self.tiers.values(), *self.sources.values()):
-            _check_weight(weight)
+        for name, weight in (*self.tiers.items(), *self.sources.items()):
+            _check_weight(weight, f"step {self.step}, '{name}'")
         if not self.tiers and not self.sources:
             raise ValueError("a change names tiers or sources with their new weights")
         if self.step < 1 or self.over < 0 or self.pieces < 1:
@@ -178,12 +177,6 @@ class TierSpec:
     """Share of the whole, relative to the other tiers."""
     sources: dict[str, SourceSpec]
     """Sources by name."""
-
-    def __post_init__(self) -> None:
-        """Refuses weights that are no shares."""
-        _check_weight(self.weight)
-        if not self.sources or not any(source.weight > 0 for source in self.sources.values()):
-            raise ValueError("a tier needs a source with a weight above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +221,15 @@ class MixtureSpec:
     """Where the file lies; set when it is read."""
 
     def __post_init__(self) -> None:
-        """Refuses tiers that are none, and names that stand twice."""
-        for name in self.tiers:
+        """Refuses tiers that are none, weights that are no shares, and names that stand twice."""
+        for name, tier in self.tiers.items():
             if name not in TIERS:
                 raise ValueError(f"unknown tier '{name}'{nearest(name, TIERS)}; known: {', '.join(TIERS)}")
+            _check_weight(tier.weight, f"tier '{name}'")
+            for source, one in tier.sources.items():
+                _check_weight(one.weight, f"source '{source}'")
+            if not any(one.weight > 0 for one in tier.sources.values()):
+                raise ValueError(f"tier '{name}': a tier needs a source with a weight above 0")
         if not any(tier.weight > 0 for tier in self.tiers.values()):
             raise ValueError("a mixture needs a tier with a weight above 0")
         names = [name for tier in self.tiers.values() for name in tier.sources]
@@ -332,9 +330,9 @@ class MixtureSpec:
         return name if not name or NAME_PATTERN.fullmatch(name) else self.path(name)
 
 
-def _check_weight(weight: float) -> None:
+def _check_weight(weight: float, who: str) -> None:
     if not math.isfinite(weight) or weight < 0:
-        raise ValueError(f"a weight must be a finite number, at least 0, got {weight}")
+        raise ValueError(f"{who}: a weight must be a finite number, at least 0, got {weight}")
 
 
 def read_mixture(path: str) -> MixtureSpec:

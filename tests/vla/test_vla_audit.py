@@ -11,6 +11,7 @@ import drawing
 import numpy as np
 import pyarrow as pa
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_policy import TINY
 
 from pyramid import files, parquet
@@ -82,6 +83,19 @@ def test_a_run_that_was_stopped_and_resumed_is_audited_to_the_sample(
     assert "as planned, to the sample" in repr(found)
     assert found.epochs == {name: count / 36 for name, count in plan.counts.items()}
     assert [(o["source"], o["not_finite"], o["dead"]) for o in found.outliers] == [("arm", 0, []), ("lab", 0, [])]
+
+
+def test_training_logs_what_was_decoded_for_what_was_used(mixture: str, tmp_path: Path) -> None:
+    """Twelve clips of six frames are decoded once and held, whoever reads them: 72 frames for 66 samples."""
+    for workers in (0, 2):
+        out = tmp_path / f"run-{workers}"
+        train_vla(mixture, out=str(out), config=CONFIG, workers=workers)
+        events = EventAccumulator(str(out / "logs"))
+        events.Reload()
+        ratios = [event.value for event in events.Scalars("decoded_per_used")]
+        assert len(ratios) == STEPS
+        assert ratios[-1] == pytest.approx(72 / (STEPS * BATCH), rel=0.1)
+        assert ratios[0] > ratios[-1]
 
 
 KILLED = """

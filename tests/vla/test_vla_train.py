@@ -27,6 +27,7 @@ class SyntheticStream:
     """A stream of groups that needs no files; the interface of a mixture's."""
 
     digest = data_digest = "synthetic"
+    decoded_per_used = 1.0
 
     def __init__(self, offset=0):
         self.bodies, self.offset = make_bodies(), offset

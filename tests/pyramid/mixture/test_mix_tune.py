@@ -326,7 +326,6 @@ def test_intervals_hold_the_best_mixture_as_often_as_they_say(planted, tmp_path)
         regrets.append(
             (true_loss(shares_of(result), planted, seeds=100) - arms["best"]) / (arms["uniform"] - arms["best"])
         )
-        print(seed, result.weights, result.interval, result.chosen, regrets[-1])
     assert np.mean(hits) >= 0.8
     assert np.mean(np.array(hits).all(1)) >= 0.5
     assert np.mean(regrets) < 0.4
