@@ -24,7 +24,8 @@ __all__ = ["with_held"]
 def with_held(table: pa.Table, sample: Sample, groups: Sequence[ActionGroup]) -> pa.Table:
     """Adds a row for the last frame of each shot whose frame before has one.
 
-    A value is held, a change is none, ``gap_s`` is that of the row before, ``n_votes`` 0, and ``flags`` say `FLAG_HELD`.
+    A value is held, a change is none, ``gap_s`` is that of the row before, ``n_votes`` is 0, and
+    ``flags`` have `FLAG_HELD`.
     Changes of rotation written as quaternions get no row: nobody says the order of their components.
 
     Args:
