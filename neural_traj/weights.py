@@ -13,6 +13,8 @@ _DECIDING = (".safetensors", ".json", ".txt", ".model", ".jinja")
 def weights_digest(model: str) -> str:
     """Returns a digest of a model's files; empty for the id of a model on a hub, which stands for itself.
 
+    Every file is read, whatever its size.
+
     Args:
         model: folder of a model, a file of weights, or an id; may be empty.
     """
