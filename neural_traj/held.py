@@ -20,13 +20,14 @@ from pyramid.shards.reader import Sample
 
 __all__ = ["with_held"]
 
+_CHANGES = ("delta", "velocity")
+
 
 def with_held(table: pa.Table, sample: Sample, groups: Sequence[ActionGroup]) -> pa.Table:
     """Adds a row for the last frame of each shot whose frame before has one.
 
     A value is held, a change is none, ``gap_s`` is that of the row before, ``n_votes`` is 0, and
-    ``flags`` have `FLAG_HELD`.
-    Changes of rotation written as quaternions get no row: nobody says the order of their components.
+    ``flags`` have `FLAG_HELD`. Changes of rotation written as quaternions get no row: nobody says their order.
 
     Args:
         table: labels of one clip at its frames, in order.
@@ -53,9 +54,6 @@ def with_held(table: pa.Table, sample: Sample, groups: Sequence[ActionGroup]) ->
         at = table.schema.get_field_index(name)
         before = before.set_column(at, table.schema.field(at), pa.array(new[name], table.schema.field(at).type))
     return pa.concat_tables([table, before]).sort_by("frame")
-
-
-_CHANGES = ("delta", "velocity")
 
 
 def _none(action: NDArray[np.float64], groups: Sequence[ActionGroup]) -> NDArray[np.float64]:
