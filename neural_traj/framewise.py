@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from idm.groups import ActionGroup, groups_from
 from idm.resampling import Stretch, at_frames, stretches
+from neural_traj.held import with_held
 from pyramid import files, parquet
 from pyramid.errors import DataError, SkipItemError
 from pyramid.jobs import JobReport, Outcome, Quarantined, Unit, run_job
@@ -26,7 +27,7 @@ from pyramid.shards.layout import table_name
 from pyramid.shards.reader import Sample, ShardSet
 
 Meaning = Literal["declared", "value", "delta", "velocity"]
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SAME_S = 1e-3
 _COLUMNS = ("action", "action_std")
 
@@ -34,10 +35,10 @@ _COLUMNS = ("action", "action_std")
 def label_frames(
     folder: str, run: str, out: str, *, meaning: Meaning = "declared", workers: int = 1, resume: bool = True
 ) -> JobReport:
-    """Writes a label run with a row for each frame that another one follows in its shot.
+    """Writes a label run with a row for each frame.
 
     Rows that stand at the frames already are kept as they are. Those past the last step of the model, for less than one
-    step, hold the last one and bear `FLAG_SHORT`.
+    step, hold the last one and bear `FLAG_SHORT`; the last frame of a shot, see `held`, bears `FLAG_HELD`.
 
     Args:
         folder: the shard folder.
@@ -83,7 +84,7 @@ def write_frames(task: Mapping[str, Any]) -> Outcome:
             continue
         try:
             body = groups.get(str(sample.meta.get("embodiment", "")), [])
-            found.append(frame_rows(table.take(rows), sample, body))
+            found.append(with_held(frame_rows(table.take(rows), sample, body), sample, body))
         except SkipItemError as error:
             aside.append(Quarantined(item=sample.key, reason=error.reason, detail=error.detail))
     whole = pa.concat_tables(found) if found else table.schema.empty_table()

@@ -15,6 +15,7 @@ from typing import Any
 from neural_traj.generation import GenerateConfig
 from neural_traj.generators import Generator, load_generator
 from neural_traj.requests import Request, read_requests
+from neural_traj.weights import weights_digest
 from pyramid import files
 from pyramid.config import resolve, to_dict
 from pyramid.errors import ConfigError, SkipItemError
@@ -24,7 +25,7 @@ from pyramid.rng import seed_of
 
 __all__ = ["GenerateConfig", "GenerateResult", "generate", "run_requests"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SEEDS = 2**31
 _DECIDES_NOTHING = ("device", "offload", "timeout_s")
 
@@ -135,7 +136,8 @@ def run_requests(
         files.make_dirs(files.join(out, name))
         files.remove_temporaries(files.join(out, name))
     deciding = {key: value for key, value in to_dict(config).items() if key not in _DECIDES_NOTHING}
-    units = [unit for request in wanted for unit in _units(request, config, [generator.name, deciding])]
+    weights = [weights_digest(config.model), weights_digest(config.lora)]
+    units = [unit for request in wanted for unit in _units(request, config, [generator.name, deciding, weights])]
     _refuse_others(out, {f"{number}.mp4" for unit in units for number in unit.task["numbers"]})
     work = partial(_make, generator, out)
     report = run_job(

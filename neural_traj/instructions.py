@@ -143,9 +143,13 @@ def read_lines(path: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def load_instructor(
-    lines: tuple[str, ...], model: str, device: str, max_new_tokens: int, temperature: float
+    lines: tuple[str, ...], model: str, device: str, max_new_tokens: int, temperature: float, *, weights: str = ""
 ) -> Instructor | None:
-    """Returns who makes instructions: a text model if one is named, else a list if there is one."""
+    """Returns who makes instructions: a text model if one is named, else a list if there is one.
+
+    A model is loaded anew when ``weights``, the digest of its files, is another one.
+    """
+    del weights
     if model:
         options = {"device": device, "max_new_tokens": max_new_tokens, "temperature": temperature}
         return ModelInstructor(model, lines, **options)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from neural_traj.clips import Candidate, open_clips
 from neural_traj.ranking import DROP, KEEP, drop_copies, keep_best, rank, thumbnail
+from neural_traj.reference import Reference, measure_reference
 from neural_traj.scores import score
 from neural_traj.verdict import JudgeConfig, objection
 from neural_traj.vlm import Critic, TransformersCritic, marks, objection_of_marks, shown_frames
@@ -35,6 +36,7 @@ _SCORES = pa.schema(
         ("black_quadrant", pa.float64()),
         ("colour_drift", pa.float64()),
         ("motion", pa.float64()),
+        ("pace", pa.float64()),
     ]
 )
 SCHEMA = pa.schema(
@@ -113,11 +115,13 @@ def judge(
         raise ConfigError("say where the table of scores goes: --out scores.parquet")
     candidates = open_clips(source, limit)
     aside = list(candidates.refused)
-    rows = [] if dry_run else _rows(candidates.clips, cfg, aside)
+    reference = measure_reference(cfg.reference) if cfg.reference and not dry_run else None
+    rows = [] if dry_run else _rows(candidates.clips, cfg, aside, reference)
     if not dry_run:
         if not rows:
             raise DataError(f"no clip of '{source}' could be scored: {'; '.join(item.detail for item in aside[:3])}")
         origin = provenance(config=cfg, inputs={"clips": candidates.digest})
+        origin["reference"] = dataclasses.asdict(reference) if reference else None
         parquet.write(str(out), pa.Table.from_pylist(rows, SCHEMA), {**origin, "skipped": [vars(q) for q in aside]})
     against = Counter(row["reason"].split(" ")[0] for row in rows if row["verdict"] == DROP)
     return JudgeResult(
@@ -131,7 +135,9 @@ def judge(
     )
 
 
-def _rows(clips: list[Candidate], config: JudgeConfig, aside: list[Quarantined]) -> list[dict[str, Any]]:
+def _rows(
+    clips: list[Candidate], config: JudgeConfig, aside: list[Quarantined], reference: Reference | None
+) -> list[dict[str, Any]]:
     """Scores clips; those that do not decode are added to ``aside``."""
     rows, looks = [], []
     critic = TransformersCritic(config.vlm) if config.vlm.model else None
@@ -139,7 +145,7 @@ def _rows(clips: list[Candidate], config: JudgeConfig, aside: list[Quarantined])
         for clip in clips:
             try:
                 frames = clip.load()
-                rows.append(_row(clip, frames, config) | _marked(clip, critic, config))
+                rows.append(_row(clip, frames, config, reference) | _marked(clip, critic, config))
                 looks.append(thumbnail(frames.pixels))
             except SkipItemError as error:
                 aside.append(Quarantined(item=clip.item, reason=error.reason, detail=error.detail))
@@ -164,9 +170,9 @@ def _marked(clip: Candidate, critic: Critic | None, config: JudgeConfig) -> dict
     return marks(critic, pixels[shown_frames(len(pixels), config.vlm.frames)], clip.text)
 
 
-def _row(clip: Candidate, frames: Frames, config: JudgeConfig) -> dict[str, Any]:
+def _row(clip: Candidate, frames: Frames, config: JudgeConfig, reference: Reference | None) -> dict[str, Any]:
     scores = score(frames)
-    reason = objection(scores, config)
+    reason = objection(scores, config, reference)
     return {
         "item": clip.item,
         "text": clip.text,

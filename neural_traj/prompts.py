@@ -15,6 +15,7 @@ from typing import Any
 from neural_traj.instructions import load_instructor, read_lines
 from neural_traj.scenes import Scene, first_frame, list_scenes, write_png
 from neural_traj.tasks import clean_task
+from neural_traj.weights import weights_digest
 from pyramid import files
 from pyramid.config import resolve, to_dict
 from pyramid.errors import ConfigError, SkipItemError
@@ -22,7 +23,7 @@ from pyramid.jobs import Outcome, Quarantined, Unit, count_reasons, run_job
 from pyramid.progress import format_seconds
 from pyramid.rng import seed_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REQUESTS = "requests.jsonl"
 _SEEDS = 2**31
 """Generators take seeds of 31 bits."""
@@ -135,6 +136,7 @@ def prompts(
         return PromptsResult(scenes=len(scenes), seconds=time.monotonic() - start, **nothing)
     out = str(out)
     told = {key: value for key, value in to_dict(cfg).items() if key not in ("device", "instructions")}
+    told["weights"] = weights_digest(cfg.model)
     units = [
         _unit(number, scene, told, {"out": out, "lines": lines, "device": cfg.device})
         for number, scene in enumerate(scenes)
@@ -210,8 +212,8 @@ def _asked(scene: Scene, cfg: Mapping[str, Any], task: Mapping[str, Any]) -> lis
     own = clean_task(scene.text) if scene.text else ""
     found = [(own, "scene")] if own and cfg["own"] else []
     if cfg["variations"]:
-        options = (tuple(task["lines"]), cfg["model"], task["device"], cfg["max_new_tokens"], cfg["temperature"])
-        instructor = load_instructor(*options)
+        options = (task["device"], cfg["max_new_tokens"], cfg["temperature"])
+        instructor = load_instructor(tuple(task["lines"]), cfg["model"], *options, weights=cfg["weights"])
         origin = "model" if cfg["model"] else "list"
         varied = instructor.vary(own, cfg["variations"], seed_of(cfg["seed"], "vary", scene.item)) if instructor else []
         found += [(text, origin) for text in varied if not found or text != own]

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from pyramid.types import Frames
 from pyramid.video.filters import BORDER_LUMA, FROZEN_MAD, find_cuts, find_damage, to_luma
 
+PACE_GAP_S = 0.25
 _ENDS_SHARE = 0.1
 """Colour drift compares this share of the frames at either end."""
+_SLACK_S = 1e-3
+"""Rounding of presentation times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class ClipScores:
     """Largest change of a colour channel's mean from the first tenth of the clip to the last; grey levels."""
     motion: float
     """Median mean absolute difference of adjacent frames; grey levels."""
+    pace: float
+    """The same of frames a quarter of a second apart, so that clips of different rates can be compared; grey levels."""
 
 
 def score(frames: Frames) -> ClipScores:
@@ -49,7 +54,23 @@ def score(frames: Frames) -> ClipScores:
         black_quadrant=round(black_quadrant(luma), 4),
         colour_drift=round(colour_drift(frames.pixels), 4),
         motion=round(float(np.median(mad)), 4) if len(mad) else 0.0,
+        pace=round(_pace(luma, frames.times_s), 4),
     )
+
+
+def pace(frames: Frames) -> float:
+    """Returns the median mean absolute difference of frames `PACE_GAP_S` apart, grey levels; see `ClipScores.pace`."""
+    return round(_pace(to_luma(frames.pixels), frames.times_s), 4)
+
+
+def _pace(luma: NDArray[np.float32], times_s: NDArray[np.float64]) -> float:
+    if len(luma) < 2:
+        return 0.0
+    after = np.searchsorted(times_s, times_s + PACE_GAP_S - _SLACK_S)
+    first = np.flatnonzero(after < len(luma))
+    if not len(first):  # A clip of less than a quarter of a second.
+        first, after = np.array([0]), np.array([len(luma) - 1])
+    return float(np.median(np.abs(luma[after[first]] - luma[first]).mean((1, 2))))
 
 
 def flicker(luma: NDArray[np.float32]) -> float:

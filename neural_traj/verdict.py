@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from neural_traj.reference import Reference
 from neural_traj.scores import ClipScores
 from neural_traj.vlm import VLMConfig
 
@@ -33,6 +34,9 @@ class JudgeConfig:
     """Grey levels of 255, >= 0; the eight begin at 1.5."""
     max_motion: float = 255.0
     """Grey levels of 255, >= 0; what no camera or robot of the data reaches; the eight end at 14.1."""
+    reference: str = ""
+    """Real clips (shards, a manifest, a folder of videos) whose motion bounds that of generated ones: those outside the
+    1 and 99 % quantiles of ``pace`` are dropped; empty for none."""
     drop_damaged: bool = True
     """Drop clips with a frozen run between broken pictures."""
     copy_levels: float = 6.0
@@ -49,7 +53,7 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         """Refuses limits that no measure could have."""
-        for name in (limit.name for limit in dataclasses.fields(self) if limit.name != "vlm"):
+        for name in (limit.name for limit in dataclasses.fields(self) if limit.name not in ("vlm", "reference")):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("max_frozen_share", "max_black_quadrant", "min_follows", "min_physics"):
@@ -57,7 +61,7 @@ class JudgeConfig:
                 raise ValueError(f"{name} is a share of 1, got {getattr(self, name)}")
 
 
-def objection(scores: ClipScores, config: JudgeConfig) -> str:
+def objection(scores: ClipScores, config: JudgeConfig, reference: Reference | None = None) -> str:
     """Returns the first thing that speaks against a clip, with both numbers; empty if nothing does."""
     if scores.damaged and config.drop_damaged:
         return "damaged (a frozen run between broken pictures)"
@@ -73,7 +77,9 @@ def objection(scores: ClipScores, config: JudgeConfig) -> str:
             return f"{name} {getattr(scores, name):g} > {most:g}"
     if scores.motion > config.max_motion:
         return f"motion {scores.motion:g} > {config.max_motion:g}"
-    return f"motion {scores.motion:g} < {config.min_motion:g}" if scores.motion < config.min_motion else ""
+    if scores.motion < config.min_motion:
+        return f"motion {scores.motion:g} < {config.min_motion:g}"
+    return reference.objection(scores.pace) if reference else ""
 
 
 def strain(row: Mapping[str, Any], config: JudgeConfig) -> float:

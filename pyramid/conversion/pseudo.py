@@ -19,10 +19,11 @@ from pyramid.conversion.labels import LabelColumn
 from pyramid.conversion.origin import Origin
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.jobs import Quarantined
+from pyramid.labels.protocol import FLAG_HELD
 from pyramid.lerobot.schema import ACTION_KEY, STATE_KEY
 from pyramid.shards.reader import ShardSet
 
-PSEUDO = "pseudo_action"
+PSEUDO, FLAGS = "pseudo_action", "pseudo_action_flags"
 VALID, ACTION_SOURCE, STATE_SOURCE = "action_valid", "action_source", "state_source"
 _NO_TURN = ("linear", "axis_angle", "euler_angles_rpy")
 _CHANGES = ("delta", "velocity")
@@ -110,22 +111,25 @@ def added_columns(columns: Mapping[str, pa.Array], n: int, added: Mapping[str, A
     """
     found: dict[str, pa.Array] = {}
     if "source" in added:
-        found |= _actions(columns[PSEUDO], n, added)
+        found |= _actions(columns, n, added)
     for name, (kind, value) in (added.get("facts") or {}).items():
         missing = "" if kind == "string" else np.nan if kind in ("double", "float") else 0
         found[name] = pa.array([missing if value is None else value] * n, pa.type_for_alias(kind))
     return found
 
 
-def _actions(column: pa.Array, n: int, added: Mapping[str, Any]) -> dict[str, pa.Array]:
+def _actions(columns: Mapping[str, pa.Array], n: int, added: Mapping[str, Any]) -> dict[str, pa.Array]:
+    column = columns[PSEUDO]
     flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
     told = np.asarray(flat.to_numpy(zero_copy_only=False), np.float32).reshape(n, -1)
-    valid = np.isfinite(told).all(1)
+    filled = np.isfinite(told).all(1)
+    flags = np.nan_to_num(columns[FLAGS].to_numpy(zero_copy_only=False)).astype(np.int64)
+    valid = filled & ((flags & FLAG_HELD) == 0)
     if not valid.any():
         raise SkipItemError("no_labels", "no frame of the clip has a pseudo-action")
-    last = np.maximum.accumulate(np.where(valid, np.arange(n), -1))
-    action = told[np.where(last < 0, int(np.argmax(valid)), last)]
-    action[np.ix_(~valid, added["changes"])] = 0
+    last = np.maximum.accumulate(np.where(filled, np.arange(n), -1))
+    action = told[np.where(last < 0, int(np.argmax(filled)), last)]
+    action[np.ix_(~filled, added["changes"])] = 0
     found = {
         ACTION_KEY: vectors(action),
         VALID: pa.array(valid),

@@ -22,6 +22,8 @@ FLAG_SHORT = 2
 """Bit of ``flags``: fewer votes or frames than the labeler wants."""
 FLAG_GATED = 4
 """Bit of ``flags``: outside the labeler's own limits of trust."""
+FLAG_HELD = 8
+"""Bit of ``flags``: no answer of the labeler: no frame follows, a value is held and a change is none."""
 
 BASE_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("key", pa.string()),

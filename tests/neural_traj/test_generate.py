@@ -135,6 +135,22 @@ def test_a_generator_of_ones_own_plugs_in(asked: Path, tmp_path: Path) -> None:
     assert ingest(str(tmp_path / "out"), out=str(tmp_path / "c.parquet")).clips == 6
 
 
+def test_other_weights_in_the_same_file_make_the_videos_anew(asked: Path, made: str, tmp_path: Path) -> None:
+    class Copier:
+        name = "copier"
+
+        def generate(self, request: Request, seeds: list[int], outs: list[str]) -> None:
+            Path(outs[0]).write_bytes(Path(made).read_bytes())
+
+    lora, wanted = tmp_path / "lora.safetensors", read_requests(str(asked))
+    done = []
+    for weights in (b"one", b"one", b"other"):
+        lora.write_bytes(weights)
+        config = GenerateConfig(model="the/id-on-a-hub", lora=str(lora))
+        done.append(run_requests(wanted, Copier(), out=str(tmp_path / "out"), config=config).skipped_done)
+    assert done == [0, 3, 0]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

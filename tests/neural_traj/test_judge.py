@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import drawing
 import numpy as np
@@ -20,10 +21,11 @@ from pyramid import parquet
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.video.apart import decode_apart
 from pyramid.video.decode import DecodeRequest, decode_source
+from pyramid.video.encode import encode_mp4
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 GOOD = ClipScores(
-    flicker=0.3, frozen_share=0.1, damaged=False, cuts=0, black_quadrant=0.2, colour_drift=4.0, motion=3.0
+    flicker=0.3, frozen_share=0.1, damaged=False, cuts=0, black_quadrant=0.2, colour_drift=4.0, motion=3.0, pace=6.0
 )
 
 
@@ -170,3 +172,33 @@ def test_decoding_apart_gives_what_decoding_here_gives(tmp_path: Path) -> None:
     with pytest.raises(SkipItemError) as caught:
         decode_apart(path, DecodeRequest(start_s=50))
     assert caught.value.reason == "no_frames"
+
+
+def test_motion_outside_of_a_references_range_is_told(tmp_path: Path) -> None:
+    """Real clips of 16 Hz whose brightness rises by 8 to 24 levels a second; generated ones of 8 Hz."""
+
+    def write(path: Path, speed: float, rate_hz: int) -> None:
+        levels = 60 + speed * np.arange(3 * rate_hz) / rate_hz
+        pixels = np.broadcast_to(levels[:, None, None, None], (3 * rate_hz, 64, 64, 3)).round().astype(np.uint8)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_mp4(pixels, rate_hz))
+
+    for number, speed in enumerate((8, 12, 16, 20, 24)):
+        write(tmp_path / f"real/{number}_push_the_cup.mp4", speed, 16)
+    for number, speed in enumerate((4, 16, 48)):
+        write(tmp_path / f"made/{number}_push_the_cup.mp4", speed, 8)
+    given: dict[str, Any] = {"max_colour_drift": 255.0, "max_frozen_share": 1.0, "min_motion": 0.0, "copy_levels": 0.0}
+    for name, reference in (("free", ""), ("held", str(tmp_path / "real"))):
+        judge(str(tmp_path / "made"), out=str(tmp_path / name), reference=reference, **given)
+    assert set(pd.read_parquet(tmp_path / "free")["verdict"]) == {"keep"}
+    held = pd.read_parquet(tmp_path / "held")
+    assert held["verdict"].tolist() == ["drop", "keep", "drop"]
+    assert held["reason"].str.split(" ").str[::2].str[:2].tolist() == [["pace", "<"], [""], ["pace", ">"]]
+    told = parquet.metadata(tmp_path / "held")["reference"]
+    assert (told["clips"], told["gap_s"]) == (5, 0.25)
+    assert told["low"] == pytest.approx(2, abs=0.5)
+    assert told["high"] == pytest.approx(6, abs=0.5)
+    assert parquet.metadata(tmp_path / "free")["reference"] is None
+    write(tmp_path / "only/0_push_the_cup.mp4", 8, 16)
+    with pytest.raises(DataError, match="2 are needed"):
+        judge(str(tmp_path / "made"), out=str(tmp_path / "x"), reference=str(tmp_path / "only"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import drawing
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -136,8 +138,23 @@ def test_a_text_model_writes_instructions(shards: str, tiny_lm: str, tmp_path: P
     prompts(shards, out=str(tmp_path / "b"), **given)
     assert rows_of(tmp_path / "b") == rows
     assert torch.equal(torch.get_rng_state(), state)
+    assert prompts(shards, out=str(tmp_path / "b"), **given).skipped_done == 2
     instructor = ModelInstructor(tiny_lm, max_new_tokens=6)
     assert instructor.vary("push the cup", 3, 1) != instructor.vary("push the cup", 3, 2)
+
+
+def test_other_weights_in_the_same_folder_write_others(shards: str, tiny_lm: str, tmp_path: Path) -> None:
+    model, out = tmp_path / "lm", tmp_path / "out"
+    shutil.copytree(tiny_lm, model)
+    given: dict[str, Any] = {"model": str(model), "variations": 2, "max_new_tokens": 6, "limit": 1}
+    prompts(shards, out=str(out), **given)
+    before = rows_of(out)
+    (model / "README.md").write_text("what the model is")
+    assert prompts(shards, out=str(out), **given).skipped_done == 1
+    weights = load_file(model / "model.safetensors")
+    save_file({name: -value for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    assert prompts(shards, out=str(out), **given).skipped_done == 0
+    assert rows_of(out) != before
 
 
 def test_mistakes_are_named(shards: str, lines: str, tmp_path: Path) -> None:

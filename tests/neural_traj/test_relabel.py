@@ -17,6 +17,7 @@ from neural_traj.ingest import ingest
 from neural_traj.judge import judge
 from neural_traj.relabel import RelabelResult, relabel
 from pyramid.errors import ConfigError, DataError
+from pyramid.labels.protocol import FLAG_HELD
 from pyramid.lerobot import open_dataset
 from pyramid.mixture.verbs import mix_show
 from pyramid.shards.reader import ShardSet
@@ -101,10 +102,11 @@ def check_dataset(path: str, text: str, n: int, rate: float) -> None:
     assert rows["t_s"].to_numpy() == pytest.approx(np.arange(n) / rate, abs=1e-4)
     assert rows["action_valid"].tolist() == [True] * (n - 1) + [False]
     labels, action = (np.stack(rows[name].to_numpy()) for name in ("pseudo_action", "action"))
-    assert np.array_equal(labels[:-1], action[:-1])
-    assert np.isnan(labels[-1]).all()
+    assert np.array_equal(labels, action)
     assert np.array_equal(action[-1], action[-2])
-    assert (np.stack(rows["pseudo_action_std"].to_numpy())[:-1] > 0).all()
+    held = rows["pseudo_action_flags"].to_numpy().astype(int) & FLAG_HELD
+    assert held.tolist() == [0] * (n - 1) + [FLAG_HELD]
+    assert (np.stack(rows["pseudo_action_std"].to_numpy()) > 0).all()
     state = np.stack(rows["observation.state"].to_numpy())
     assert np.array_equal(state[1:], action[:-1])
     assert set(rows["state_source"]) == {"inferred:previous_action"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from neural_traj.scores import black_quadrant, colour_drift, flicker, score
+from neural_traj.scores import black_quadrant, colour_drift, flicker, pace, score
 from pyramid.types import Frames
 
 MakeClip = Callable[..., NDArray[np.uint8]]
@@ -66,6 +66,15 @@ def test_a_good_clip_has_nothing_against_it(moving: MakeClip) -> None:
     assert scores.black_quadrant == 0
 
 
+@pytest.mark.parametrize("rate_hz", [4.0, 8.0, 16.0])
+def test_pace_is_the_same_at_any_rate(rate_hz: float) -> None:
+    """Brightness rises by 20 levels a second."""
+    times = np.arange(round(2 * rate_hz)) / rate_hz
+    pixels = np.broadcast_to((100 + 20 * times)[:, None, None, None], (len(times), 64, 64, 3))
+    assert pace(Frames(pixels.astype(np.uint8), times)) == pytest.approx(5, abs=1)
+    assert pace(Frames(pixels[:1].astype(np.uint8), times[:1])) == 0
+
+
 def test_frozen_frames_are_counted(moving: MakeClip) -> None:
     clip = moving()
     clip[13:19] = clip[12]
@@ -87,3 +96,4 @@ def test_a_frozen_run_between_broken_pictures_is_damage(moving: MakeClip) -> Non
 def test_one_frame_is_enough(moving: MakeClip) -> None:
     scores = score(frames_of(moving(n=1)))
     assert (scores.flicker, scores.frozen_share, scores.cuts, scores.motion) == (0, 0, 0, 0)
+    assert scores.pace == 0
