@@ -13,9 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from pyramid import files
 from pyramid.errors import ConfigError
@@ -24,7 +21,6 @@ from vla.deploy.dialects import default_interface, read_interface
 from vla.deploy.metrics import Metrics, start_http
 from vla.deploy.runtime import PolicyRuntime, choose_providers
 from vla.deploy.server import PolicyServer, ServerOptions
-from vla.deploy.spec import DeploySpec
 
 __all__ = ["TOKEN_VARIABLE", "ServeResult", "serve"]
 
@@ -121,7 +117,7 @@ def serve(
     metrics, stop, start = Metrics(), threading.Event(), time.monotonic()
     server = PolicyServer(runtime, interface, options, metrics)
     web = start_http(metrics, options.host, http_port) if http else None
-    runtime.act(_blank(runtime.spec))  # the first call pays for ONNX Runtime's planning
+    runtime.act(runtime.blank())  # the first call pays for ONNX Runtime's planning
     about = f"; http://{options.host}:{web.server_address[1]}/healthz and /metrics" if web else ""
     say(f"serve: {runtime!r} on {server.address}, {'with' if token else 'without'} a token{about}")
     with _until_told(stop):
@@ -153,12 +149,6 @@ def _token(token_file: str | None, host: str) -> str | None:
             f"'{host}' can be reached from other machines: give a token (--token-file or {TOKEN_VARIABLE})"
         )
     return token or None
-
-
-def _blank(spec: DeploySpec) -> dict[str, Any]:
-    shape = (spec.n_views, spec.image_size_px, spec.image_size_px, 3)
-    state = {"state": spec.state.center} if spec.state is not None else {}
-    return {"images": np.zeros(shape, np.uint8), "text": "", **state}
 
 
 @contextlib.contextmanager
