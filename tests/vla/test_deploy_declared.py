@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,6 +194,23 @@ def test_the_robots_own_names_are_the_default(runtime: PolicyRuntime) -> None:
     assert names.action == {"eef": (0, 6), "wrist": (6, 8), "grip": (8, 9)}
     told = modality_config(names, "n1_6")
     assert told["video"].as_json["modality_keys"] == ["head", "wrist_camera"]
+
+
+def test_a_description_is_read_without_what_reads_configs(runtime: PolicyRuntime) -> None:
+    """As on a robot; and damage in a declaration is an error that the reader of policy.json expects."""
+    code = (
+        "import json, sys; sys.modules['jsonargparse'] = sys.modules['torch'] = None;"
+        "from vla.deploy.spec import DeploySpec; s = DeploySpec.from_dict(json.load(sys.stdin));"
+        "print(json.dumps(s.to_dict()))"
+    )
+    plain = json.dumps(runtime.spec.to_dict())
+    done = subprocess.run([sys.executable, "-c", code], input=plain, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == json.loads(plain)
+    assert DeploySpec.from_dict(json.loads(plain)).embodiment == runtime.embodiment
+    part = '"rotation": "axis_angle"'
+    for change, error in ((part.replace("axis_angle", "axis"), DataError), (part + ', "more": 1', TypeError)):
+        with pytest.raises((ValueError, error)):
+            DeploySpec.from_dict(json.loads(plain.replace(part, change)))
 
 
 def test_a_blank_observation_is_one_that_the_policy_takes(runtime: PolicyRuntime) -> None:

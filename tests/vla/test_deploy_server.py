@@ -410,9 +410,9 @@ def test_a_web_peer_that_drips_is_cut_off(monkeypatch):
     metrics.ready = True
     found = start_http(metrics, "127.0.0.1", 0)
     try:
-        with socket.create_connection(found.server_address, 10) as peer:
-            with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
-                until(lambda: peer.sendall(b"G"), 20)  # which is never true
+        peer = socket.create_connection(found.server_address, 10)
+        with peer, pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
+            until(lambda: peer.sendall(b"G"), 20)  # which is never true
         assert web(found.server_address[1], "/healthz") == (200, "ok\n")
     finally:
         found.shutdown()

@@ -77,7 +77,8 @@ def serve(
         http: serve `/healthz` and `/metrics`.
         http_port: TCP port for them; 0 takes a free one.
         token_file: file with the token that requests must bring; without it the variable PYRAMID_TOKEN, if set.
-        modality: GR00T modality.json with the robot's names of things; None: camera_0 on, state, action.
+        modality: GR00T modality.json with the robot's names of things; None: those of the embodiment's declaration, or
+            else camera_0 on, state, action.
         resize: scale views of another size instead of refusing them; the aspect ratio is not kept.
         dialect: how `get_modality_config` answers, n1_5 or n1_6; requests for actions are understood in both.
         provider: where graphs run: cpu, cuda, tensorrt, or auto for the fastest that is there.
