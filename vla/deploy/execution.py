@@ -103,9 +103,10 @@ class Inpainting:
             DataError: the old chunk is empty, of another width or not finite, or the state is missing.
         """
         old = np.asarray(self.previous, np.float32)[: body.horizon]
-        if old.ndim != 2 or not len(old) or old.shape[1] != body.action_dim or not np.isfinite(old).all():
-            have = f"{list(old.shape)}" if old.ndim != 2 or np.isfinite(old).all() else "values that are not finite"
-            raise DataError(f"the chunk under way must be float [1 or more, {body.action_dim}], finite, got {have}")
+        if old.ndim != 2 or not len(old) or old.shape[1] != body.action_dim:
+            raise DataError(f"the chunk under way must be float [1 or more, {body.action_dim}], got {list(old.shape)}")
+        if not np.isfinite(old).all():
+            raise DataError("the chunk under way has values that are not finite")
         if self.frozen < 0 or not self.ramp > 0:
             raise DataError(f"the chunk under way needs frozen >= 0 and ramp > 0, got {self.frozen} and {self.ramp}")
         whole = np.concatenate([old, np.repeat(old[-1:], body.horizon - len(old), axis=0)])
