@@ -208,8 +208,12 @@ def test_a_description_is_read_without_what_reads_configs(runtime: PolicyRuntime
     assert json.loads(done.stdout) == json.loads(plain)
     assert DeploySpec.from_dict(json.loads(plain)).embodiment == runtime.embodiment
     part = '"rotation": "axis_angle"'
-    for change, error in ((part.replace("axis_angle", "axis"), DataError), (part + ', "more": 1', TypeError)):
-        with pytest.raises((ValueError, error)):
+    for change, message in (
+        ('"rotation": "axis"', "unknown rotation type 'axis'"),
+        (part + ', "more": 1', "action part 'eef' has an unknown key 'more'"),
+        ('"rotation": 3', "action part 'eef': rotation cannot be 3"),
+    ):
+        with pytest.raises((ValueError, DataError), match=message):
             DeploySpec.from_dict(json.loads(plain.replace(part, change)))
 
 

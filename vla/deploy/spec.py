@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pyramid import files
 from pyramid.actions.spec import ActionPart, BodySpec, StatePart
@@ -196,8 +196,23 @@ def _embodiment(data: Mapping[str, Any]) -> Embodiment:
     if declared is None:
         return Embodiment(**data)
     kinds: tuple[tuple[str, type[ActionPart] | type[StatePart]], ...] = (("action", ActionPart), ("state", StatePart))
-    parts = {group: {name: kind(**part) for name, part in declared[group].items()} for group, kind in kinds}
+    where = f"the declaration of embodiment '{data['name']}'"
+    parts = {
+        group: {name: _part(kind, part, f"{where}: {group} part '{name}'") for name, part in declared[group].items()}
+        for group, kind in kinds
+    }
     return Embodiment(**{**data, "declaration": BodySpec(**{**declared, **parts})})
+
+
+def _part(kind: type[ActionPart] | type[StatePart], data: Mapping[str, Any], where: str) -> ActionPart | StatePart:
+    hints = get_type_hints(kind)
+    for key, value in data.items():
+        if key not in hints:
+            raise DataError(f"{where} has an unknown key '{key}'")
+        allowed, plain = get_args(hints[key]), (int, float) if hints[key] is float else hints[key]
+        if value not in allowed if allowed else isinstance(value, bool) or not isinstance(value, plain):
+            raise DataError(f"{where}: {key} cannot be {value!r}")
+    return kind(**data)
 
 
 def _graph_names(graphs: Mapping[str, Any]) -> list[str]:
