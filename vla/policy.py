@@ -21,11 +21,13 @@ from pyramid.config import from_dict, provenance, to_dict
 from pyramid.errors import ConfigError, DataError
 from pyramid.nn.checkpoint import load_model_files, save_model
 from pyramid.nn.hub import local_folder, push_folder
+from pyramid.nn.realtime import RealTimeChunk
 from pyramid.rng import seed_of
 from pyramid.types import Embodiment
 from vla.action_head import PreparedContext, build_action_head
 from vla.backbone import Backbone, build_backbone, restore_backbone
 from vla.config import PolicyConfig
+from vla.deploy.execution import Inpainting
 from vla.features import FeatureCache
 from vla.objectives.check import BatchCheck
 from vla.observation import initial_noise, read_observation
@@ -117,7 +119,14 @@ class Policy(nn.Module):
         context, mask = encoded
         return self.head.prepare(context, mask, self.processor.state(state, embodiment), state_known, embodiment)
 
-    def sample(self, prepared: PreparedContext, noise: Tensor, embodiment: str, state: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        prepared: PreparedContext,
+        noise: Tensor,
+        embodiment: str,
+        state: Tensor | None = None,
+        chunk: RealTimeChunk | None = None,
+    ) -> Tensor:
         """Samples actions.
 
         Args:
@@ -125,6 +134,7 @@ class Policy(nn.Module):
             noise: float32 [B, T, E], standard normal, in the sizes of `Embodiment.network`.
             embodiment: whose actions.
             state: float32 [B, S], physical units: what delta and relative actions begin from; others do without.
+            chunk: the chunk under way, encoded and normalised as for training; None for none. `act` makes it.
 
         Returns:
             Absolute actions float32 [B, T, D] in physical units.
@@ -132,11 +142,17 @@ class Policy(nn.Module):
         Raises:
             DataError: delta or relative actions without a state.
         """
-        return self.processor.body(embodiment).decode_action(self.head.sample(prepared, noise, embodiment), state)
+        sampled = self.head.sample(prepared, noise, embodiment, chunk)
+        return self.processor.body(embodiment).decode_action(sampled, state)
 
     @torch.no_grad()
     def act(
-        self, observation: Mapping[str, Any], *, embodiment: str | None = None, seed: int = 0
+        self,
+        observation: Mapping[str, Any],
+        *,
+        embodiment: str | None = None,
+        seed: int = 0,
+        tie: Inpainting | None = None,
     ) -> NDArray[np.float32]:
         """Returns the next actions.
 
@@ -144,12 +160,13 @@ class Policy(nn.Module):
             observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units.
             embodiment: a declared embodiment; None for the only one.
             seed: decides the noise that the sample starts from.
+            tie: the chunk under way that the new one is to continue, as `PolicyRuntime.chunk` takes it; None for none.
 
         Returns:
             float32 [T, D], physical units, one row per step of ``1 / rate_hz`` seconds.
 
         Raises:
-            DataError: the observation does not fit.
+            DataError: the observation or the chunk under way does not fit.
             ConfigError: the embodiment is not declared.
         """
         body = self.processor.body(embodiment).embodiment
@@ -160,7 +177,12 @@ class Policy(nn.Module):
         state = torch.from_numpy(seen.state)[None].to(device)
         prepared = self.prepare(encoded, state, None, body.name)
         noise = torch.from_numpy(initial_noise(seed, body.horizon, body.network.action_dim))[None].to(device)
-        return self.sample(prepared, noise, body.name, state)[0].cpu().numpy()
+        chunk = None
+        if tie is not None:
+            planned = torch.from_numpy(tie.planned(body, self.processor.body(body.name).action, seen.state))
+            frozen = min(tie.frozen, len(planned))
+            chunk = RealTimeChunk(previous=planned[None].to(noise), frozen=frozen, rule=tie.rule, ramp_rate=tie.ramp)
+        return self.sample(prepared, noise, body.name, state, chunk)[0].cpu().numpy()
 
     def check(self, *, require_text: bool = True) -> BatchCheck:
         """Returns what batches must be for this policy."""

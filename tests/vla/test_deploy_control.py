@@ -181,9 +181,12 @@ def test_the_loop_keeps_the_limits(policy):
     assert [c.limited for c in commands] == [[0, 1]] * 5
 
 
-def test_real_time_chunking_continues_the_old_chunk(policy):
+@pytest.mark.parametrize("rule", ["line", "published"])
+def test_real_time_chunking_continues_the_old_chunk(policy, rule):
+    """In one straight step both rules come to the same."""
     frozen, ramp = 1, 6.0
-    control, _ = start(policy, execution="rtc", execute_steps=2, rtc_frozen_steps=frozen, rtc_ramp=ramp, **FREE)
+    rtc = {"execution": "rtc", "rtc_frozen_steps": frozen, "rtc_ramp": ramp, "rtc_rule": rule}
+    control, _ = start(policy, execute_steps=2, **rtc, **FREE)
     control.observe(observation(0))
     control.think()
     old = [normalised(control.tick())[0] for _ in range(2)]
@@ -191,11 +194,13 @@ def test_real_time_chunking_continues_the_old_chunk(policy):
     control.observe(observation(255))
     control.think()
     new = [normalised(control.tick())[0] for _ in range(2)]
-    # Two steps of the old chunk are left: one is kept, one let go by 1 - exp(-6), the rest are the new chunk's own.
-    assert new == pytest.approx([0.001, 0.001 + (1 - np.exp(-ramp)) * 1.0], abs=1e-5)
+    # Two steps of the old chunk are left: one is kept, one let go half-way up the ramp, the rest are the new chunk's.
+    loose = (1 - np.exp(-ramp / 2)) / (1 - np.exp(-ramp))
+    assert new == pytest.approx([0.001, 0.001 + loose * 1.0], abs=1e-5)
     tie = Inpainting(np.zeros((3, 2), np.float32), 1, 2.0)
-    assert tie.scale(5)[:, 0] == pytest.approx([0, 1 - np.exp(-1), 1 - np.exp(-2), 1, 1])
-    assert Inpainting(np.zeros((9, 2), np.float32), 9).scale(4)[:, 0].tolist() == [0, 0, 0, 0]
+    rise = (1 - np.exp(-2.0 * np.array([1 / 3, 2 / 3]))) / (1 - np.exp(-2.0))
+    assert tie.free(5)[:, 0] == pytest.approx([0, *rise, 1, 1])
+    assert Inpainting(np.zeros((9, 2), np.float32), 9).free(4)[:, 0].tolist() == [0, 0, 0, 0]
 
 
 def test_ensembling_averages_where_receding_does_not(policy):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import shutil
 import signal
+import socket
 import threading
 import time
 import urllib.error
@@ -16,9 +17,10 @@ import zmq
 from tiny_deploy import ACTIONS, STEPS, TEXT, Server, expected_action, make_deploy
 
 from pyramid.errors import ConfigError, DataError, UnreachableError
+from vla.deploy import metrics as metrics_module
 from vla.deploy.client import PolicyClient, PolicyServerError
 from vla.deploy.dialects import default_interface
-from vla.deploy.metrics import Metrics
+from vla.deploy.metrics import Metrics, start_http
 from vla.deploy.protocol import unpack
 from vla.deploy.serve import serve
 from vla.deploy.server import PolicyServer, ServerOptions
@@ -385,6 +387,36 @@ def test_one_peer_cannot_fill_the_queue_and_one_that_does_not_read_costs_nothing
             for _ in range(3000):
                 greedy.send_multipart([b"", msgpack.packb({"endpoint": "ping"})])
         assert unpack(exchange(port, request))[0]["action"][0, 0, 0] == 3
+
+
+def test_peers_that_drip_bytes_hold_up_nobody(server):
+    """Half a greeting on the policy's port, half a request on the other one, a byte at a time."""
+    with contextlib.ExitStack() as stack, PolicyClient(port=server.port, timeout_s=5) as client:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 5)) for _ in range(40)]
+        half = [stack.enter_context(socket.create_connection(("127.0.0.1", server.http_port), 5)) for _ in range(4)]
+        before = server.memory_bytes
+        for byte in (b"\xff\x00\x00", b"GET"):
+            for peer in slow if byte[0] == 0xFF else half:
+                peer.sendall(byte)
+            assert np.abs(ask(client)[0]["action"][0] - wanted()).max() < 1e-5
+            assert web(server.http_port, "/healthz") == (200, "ok\n")
+        assert server.memory_bytes - before < 8 * 2**20
+    assert server.process.poll() is None
+
+
+def test_a_web_peer_that_drips_is_cut_off(monkeypatch):
+    monkeypatch.setattr(metrics_module._Server, "longest_s", 0.4)
+    metrics = Metrics()
+    metrics.ready = True
+    found = start_http(metrics, "127.0.0.1", 0)
+    try:
+        peer = socket.create_connection(found.server_address, 10)
+        with peer, pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
+            until(lambda: peer.sendall(b"G"), 20)  # which is never true
+        assert web(found.server_address[1], "/healthz") == (200, "ok\n")
+    finally:
+        found.shutdown()
+        found.server_close()
 
 
 def test_what_fails_inside_stays_inside(gated):

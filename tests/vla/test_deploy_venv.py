@@ -1,6 +1,5 @@
 """The whole way in an environment that has no torch: observation, server, physical action, against PyTorch."""
 
-import dataclasses
 import subprocess
 import sys
 import venv
@@ -8,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from family_policies import declared_body, family_policy
 from tiny_deploy import Server
-from tiny_policy import TINY, make_bodies
+from tiny_policy import make_bodies
 
 from vla.deploy.client import PolicyClient
 from vla.deploy.export import export
-from vla.policy import Policy, build_policy
+from vla.policy import Policy
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("numpy", "onnxruntime", "tokenizers", "pillow", "pyzmq", "msgpack")
-SMALL = dataclasses.replace(TINY, head=dataclasses.replace(TINY.head, layers=2, sample_steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +33,36 @@ def python(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_server_without_torch_answers_as_the_checkpoint_does(python, tmp_path, monkeypatch):
-    build_policy(SMALL, make_bodies(), seed=3).save_pretrained(str(tmp_path / "checkpoint"))
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["llava", "qwen3_vl", "smolvlm"])
+def test_a_server_without_torch_answers_as_the_checkpoint_does(python, tmp_path, monkeypatch, kind):
+    """With the family's chat, cross-attention to text and images in turn, and actions relative to the state."""
+    bodies = {**make_bodies(), "hand": declared_body()}
+    family_policy(kind, tmp_path, bodies).save_pretrained(str(tmp_path / "checkpoint"))
     policy = Policy.from_pretrained(str(tmp_path / "checkpoint"))
-    export(str(tmp_path / "checkpoint"), out=str(tmp_path / "deploy"), embodiment="arm", observations=5)
+    done = export(str(tmp_path / "checkpoint"), out=str(tmp_path / "deploy"), embodiment="hand")
+    assert done.observations == 100
+    assert max(done.max_abs_error.values()) < 1e-4
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     heavy = ("torch", "transformers", "onnx", "jsonargparse")
     absent = f"import importlib.util as u; print([m for m in {heavy} if u.find_spec(m)])"
     assert subprocess.check_output([python, "-c", absent], text=True).strip() == "[]"
     server = Server(tmp_path / "deploy", python=python)
-    draw = np.random.default_rng(1)
+    draw, actions = np.random.default_rng(1), []
     with server, PolicyClient(port=server.port, timeout_s=30) as client:
         for seed in range(8):
-            images = draw.integers(0, 256, (1, 1, 16, 16, 3), dtype=np.uint8)
-            state, text = draw.normal(size=3).astype(np.float32), "push the cup"[: seed + 1]
+            images = draw.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+            state, text = draw.normal(size=9).astype(np.float32), "push the cup"[: seed + 1]
             said = {
-                "video": {"camera_0": images},
-                "state": {"state": state[None, None]},
+                "video": {"head": images[None, :1], "wrist_camera": images[None, 1:]},
+                "state": {"wrist": state[None, None, :2], "eef": state[None, None, 2:]},
                 "language": {"task": [[text]]},
             }
-            action, _ = client.act(said, options={"seed": seed})
-            observation = {"images": images[0], "text": text, "state": state}
-            want = policy.act(observation, embodiment="arm", seed=seed)
-            assert np.abs(action["action"][0] - want).max() < 1e-4
+            parts, _ = client.act(said, options={"seed": seed})
+            observation = {"images": images, "text": text, "state": state}
+            want = policy.act(observation, embodiment="hand", seed=seed)
+            actions.append(np.concatenate([parts[name][0] for name in ("eef", "wrist", "grip")], axis=-1))
+            assert actions[-1].shape == want.shape == (4, 9)
+            assert np.abs(actions[-1] - want).max() < 1e-4
+    assert np.abs(actions[0] - actions[1]).max() > 0.1
     assert sys.executable != python

@@ -148,9 +148,6 @@ def _asking(policy: Policy, body: str) -> _Act:
 
 
 def _observation(runtime: PolicyRuntime, seed: int) -> dict[str, Any]:
-    spec, draw = runtime.spec, rng(seed, "bench")
-    shape = (spec.n_views, spec.image_size_px, spec.image_size_px, 3)
-    observation: dict[str, Any] = {"images": draw.integers(0, 256, shape, dtype=np.uint8), "text": "do the task"}
-    if spec.state is not None:
-        observation["state"] = spec.state.center
-    return observation
+    blank, draw = runtime.blank(), rng(seed, "bench")
+    images = draw.integers(0, 256, blank["images"].shape, dtype=np.uint8)
+    return {**blank, "images": images, "text": "do the task"}

@@ -39,6 +39,8 @@ class ControlConfig:
     """First steps of a new chunk that stay as the old chunk has them, >= 0."""
     rtc_ramp: float = 6.0
     """How fast real-time chunking lets go of the other steps, > 0."""
+    rtc_rule: Literal["line", "published"] = "line"
+    """How real-time chunking binds them: see `vla.deploy.execution.Inpainting`."""
     system2_hz: float = 10.0
     """How often System 2 looks, > 0."""
     late_s: float = 0.25
@@ -136,7 +138,9 @@ class Controller:
             raise ConfigError("real-time chunking needs the single-step graphs: export with --single-step")
         self.policy, self.counts, self._clock, self._seed = policy, ControlCounts(), clock, seed
         self.period_s = 1.0 / policy.embodiment.rate_hz
-        self._limits = action_limits(policy.spec.action, margin=self.config.margin, change=self.config.change)
+        self._limits = action_limits(
+            policy.spec.action, margin=self.config.margin, change=self.config.change, body=policy.embodiment
+        )
         self._player = ChunkPlayer(self.config.ensemble_decay if self.config.execution == "ensemble" else None)
         self._lock = threading.Lock()
         self._seen: _Seen | None = None
@@ -228,7 +232,7 @@ class Controller:
         config, rest = self.config, self._player.rest(step)
         tie = None
         if config.execution == "rtc" and rest is not None:
-            tie = Inpainting(rest, config.rtc_frozen_steps, config.rtc_ramp)
+            tie = Inpainting(rest, config.rtc_frozen_steps, config.rtc_ramp, config.rtc_rule)
         chunk = self.policy.chunk(context.encoded, seen.observation.get("state"), seed=self._seed + step, tie=tie)
         self._player.add(chunk, step)
         self._asked_at = step

@@ -68,12 +68,18 @@ class Query:
 
 
 def default_interface(spec: DeploySpec, *, resize: bool = False) -> Interface:
-    """Names things without a modality.json: ``camera_0`` on, ``state``, ``action``."""
-    e = spec.embodiment
+    """Names things without a modality.json: as the embodiment's declaration does; else camera_0, state, action."""
+    e, declared = spec.embodiment, spec.embodiment.declaration
+    cameras = declared.cameras if declared is not None and declared.cameras else []
+    state = {"state": (0, e.state_dim)} if e.state_dim else {}
+    action = {"action": (0, e.action_dim)}
+    if declared is not None:
+        state = {name: (part.start, part.end) for name, part in declared.state.items()}
+        action = {name: (part.start, part.end) for name, part in declared.action.items()}
     return Interface(
-        cameras=tuple(f"camera_{view}" for view in range(spec.n_views)),
-        state={"state": (0, e.state_dim)} if e.state_dim else {},
-        action={"action": (0, e.action_dim)},
+        cameras=tuple(cameras[: spec.n_views]) or tuple(f"camera_{view}" for view in range(spec.n_views)),
+        state=state,
+        action=action,
         languages=LANGUAGE_KEYS,
         size_px=spec.image_size_px,
         horizon=e.horizon,

@@ -5,6 +5,8 @@ The text is Prometheus' exposition format 0.0.4. Answering requests for actions 
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,6 +73,8 @@ class Metrics:
 
 
 class _Server(ThreadingHTTPServer):
+    longest_s = 10.0
+    """A connection is cut off after this, whatever it does."""
     daemon_threads = True
     request_queue_size = _MAX_CONNECTIONS
     allow_reuse_address = True
@@ -87,13 +91,22 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        # The handler's own timeout starts again with every byte, so a peer that drips could stay for ever.
+        end = threading.Timer(self.longest_s, _hang_up, (request,))
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing: a peer that leaves early is not worth a traceback."""
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it was over already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -82,7 +82,8 @@ def seeded_observation(
     images = blocks.repeat(tile, 2).repeat(tile, 3)[:, :, : size.image_size_px, : size.image_size_px]
     images = np.clip(images + draw.normal(0, 20, images.shape), 0, 255).astype(np.uint8)
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz     ", np.uint8)
-    lengths = draw.integers(0, size.max_text_tokens, batch)
+    around = len(policy.processor.tokenizer.encode("").ids)  # what the tokenizer itself says, such as a chat's words
+    lengths = draw.integers(0, max(size.max_text_tokens - around, 0) + 1, batch)
     texts = [bytes(draw.choice(letters, n)).decode() for n in lengths]
     noise = torch.from_numpy(draw.standard_normal((batch, body.horizon, body.action_dim), dtype=np.float32))
     state = torch.from_numpy(draw.standard_normal((batch, body.state_dim), dtype=np.float32))

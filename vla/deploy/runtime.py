@@ -133,6 +133,16 @@ class PolicyRuntime:
         seen = self.check(observation)
         return self._sample(self._encode(seen), seen.state, seed)
 
+    def blank(self) -> dict[str, Any]:
+        """Returns an observation to warm up with: black views, no text, a state in the middle of the data."""
+        spec, body = self.spec, self.embodiment
+        shape = (spec.n_views, spec.image_size_px, spec.image_size_px, 3)
+        found: dict[str, Any] = {"images": np.zeros(shape, np.uint8), "text": ""}
+        if spec.state is not None:
+            middle = spec.state.center
+            found["state"] = middle if body.codec is None else body.codec.decode_state(middle)
+        return found
+
     def check(self, observation: Mapping[str, Any]) -> Observation:
         """Returns an observation's arrays.
 
@@ -193,23 +203,24 @@ class PolicyRuntime:
         """Takes the Euler steps one by one, so that each can be tied to the chunk before."""
         body, action, steps = self.spec.embodiment, self.spec.action, self.spec.sample_steps
         x = initial_noise(seed, body.horizon, body.network.action_dim)
-        scale: NDArray[np.float32] | np.float32 = np.float32(1)
+        free, line, kept = np.ones((body.horizon, 1), np.float32), np.zeros_like(x), x[:0]
         if tie is not None:
-            # What lies past the old chunk is not looked at, but a chunk has its length.
-            overlap = tie.previous[: body.horizon]
-            whole = np.concatenate([overlap, np.repeat(overlap[-1:], body.horizon - len(overlap), axis=0)])
-            spread = np.where(action.scale == 0, 1, action.scale)
-            known = np.where(action.scale == 0, 0, (body.encode_action(whole, state) - action.center) / spread)
-            x[: len(overlap)] = known[: len(overlap)]
-            scale = tie.scale(body.horizon)
+            planned, free = tie.planned(body, action, state), tie.free(body.horizon)
+            start, kept = x.copy(), planned[: tie.frozen]
+            start[: len(planned)] = planned
+            if tie.rule == "line":
+                line = (1 - free) * (start - x)
+            else:
+                x = start
         fixed = {**encoded.key_values, "context_mask": encoded.feed["context_mask"], **self._state(state)}
         spent = 0.0
         for step in range(steps):
             bucket = np.array([step * TIME_BUCKETS // steps], np.int64)
             velocity = self._run(SYSTEM_1_STEP, {"noise": x[None], "bucket": bucket, **fixed})[0][0]
-            x = x + velocity * scale / steps
+            x = x + (free * velocity + line) / steps
             spent += self.seconds[SYSTEM_1_STEP]
         self.seconds[SYSTEM_1_STEP] = spent
+        x[: len(kept)] = kept
         return body.decode_action(action.denormalize(x), state)
 
     def _state(self, state: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

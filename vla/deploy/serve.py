@@ -13,9 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from pyramid import files
 from pyramid.errors import ConfigError
@@ -24,7 +21,6 @@ from vla.deploy.dialects import default_interface, read_interface
 from vla.deploy.metrics import Metrics, start_http
 from vla.deploy.runtime import PolicyRuntime, choose_providers
 from vla.deploy.server import PolicyServer, ServerOptions
-from vla.deploy.spec import DeploySpec
 
 __all__ = ["TOKEN_VARIABLE", "ServeResult", "serve"]
 
@@ -81,7 +77,8 @@ def serve(
         http: serve `/healthz` and `/metrics`.
         http_port: TCP port for them; 0 takes a free one.
         token_file: file with the token that requests must bring; without it the variable PYRAMID_TOKEN, if set.
-        modality: GR00T modality.json with the robot's names of things; None: camera_0 on, state, action.
+        modality: GR00T modality.json with the robot's names of things; None: those of the embodiment's declaration, or
+            else camera_0 on, state, action.
         resize: scale views of another size instead of refusing them; the aspect ratio is not kept.
         dialect: how `get_modality_config` answers, n1_5 or n1_6; requests for actions are understood in both.
         provider: where graphs run: cpu, cuda, tensorrt, or auto for the fastest that is there.
@@ -121,7 +118,7 @@ def serve(
     metrics, stop, start = Metrics(), threading.Event(), time.monotonic()
     server = PolicyServer(runtime, interface, options, metrics)
     web = start_http(metrics, options.host, http_port) if http else None
-    runtime.act(_blank(runtime.spec))  # the first call pays for ONNX Runtime's planning
+    runtime.act(runtime.blank())  # the first call pays for ONNX Runtime's planning
     about = f"; http://{options.host}:{web.server_address[1]}/healthz and /metrics" if web else ""
     say(f"serve: {runtime!r} on {server.address}, {'with' if token else 'without'} a token{about}")
     with _until_told(stop):
@@ -153,12 +150,6 @@ def _token(token_file: str | None, host: str) -> str | None:
             f"'{host}' can be reached from other machines: give a token (--token-file or {TOKEN_VARIABLE})"
         )
     return token or None
-
-
-def _blank(spec: DeploySpec) -> dict[str, Any]:
-    shape = (spec.n_views, spec.image_size_px, spec.image_size_px, 3)
-    state = {"state": spec.state.center} if spec.state is not None else {}
-    return {"images": np.zeros(shape, np.uint8), "text": "", **state}
 
 
 @contextlib.contextmanager

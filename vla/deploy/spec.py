@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pyramid import files
+from pyramid.actions.spec import ActionPart, BodySpec, StatePart
 from pyramid.errors import ConfigError, DataError, PyramidError
 from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
@@ -133,7 +134,7 @@ class DeploySpec:
     def from_dict(cls, data: Mapping[str, Any]) -> DeploySpec:
         """Reads what `to_dict` wrote."""
         state = data["normalizers"]["state"]
-        body = Embodiment(**data["embodiment"])
+        body = _embodiment(data["embodiment"])
         known = Normalizer.from_dict(state) if state is not None else None
         action = Normalizer.from_dict(data["normalizers"]["action"])
         body.check_statistics(known, action)
@@ -187,6 +188,31 @@ def read_spec(folder: str) -> DeploySpec:
     for record in spec.records():
         _verify(folder, record)
     return spec
+
+
+def _embodiment(data: Mapping[str, Any]) -> Embodiment:
+    """Reads an embodiment without what reads configs, which a robot need not have."""
+    declared = data.get("declaration")
+    if declared is None:
+        return Embodiment(**data)
+    kinds: tuple[tuple[str, type[ActionPart] | type[StatePart]], ...] = (("action", ActionPart), ("state", StatePart))
+    where = f"the declaration of embodiment '{data['name']}'"
+    parts = {
+        group: {name: _part(kind, part, f"{where}: {group} part '{name}'") for name, part in declared[group].items()}
+        for group, kind in kinds
+    }
+    return Embodiment(**{**data, "declaration": BodySpec(**{**declared, **parts})})
+
+
+def _part(kind: type[ActionPart] | type[StatePart], data: Mapping[str, Any], where: str) -> ActionPart | StatePart:
+    hints = get_type_hints(kind)
+    for key, value in data.items():
+        if key not in hints:
+            raise DataError(f"{where} has an unknown key '{key}'")
+        allowed, plain = get_args(hints[key]), (int, float) if hints[key] is float else hints[key]
+        if value not in allowed if allowed else isinstance(value, bool) or not isinstance(value, plain):
+            raise DataError(f"{where}: {key} cannot be {value!r}")
+    return kind(**data)
 
 
 def _graph_names(graphs: Mapping[str, Any]) -> list[str]:
