@@ -221,7 +221,13 @@ class MixtureSpec:
     """Where the file lies; set when it is read."""
 
     def __post_init__(self) -> None:
-        """Refuses tiers that are none, weights that are no shares, and names that stand twice."""
+        """Refuses what makes no mixture; the tier, source or option is named."""
+        names = self._check_tiers()
+        self._check_numbers()
+        self._check_schedule(names)
+
+    def _check_tiers(self) -> list[str]:
+        """Refuses tiers that are none, weights that are no shares, and names that stand twice; returns the sources."""
         for name, tier in self.tiers.items():
             if name not in TIERS:
                 raise ValueError(f"unknown tier '{name}'{nearest(name, TIERS)}; known: {', '.join(TIERS)}")
@@ -236,6 +242,12 @@ class MixtureSpec:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the source '{twice[0]}' stands in two tiers; names are unique in a mixture")
+        silent = [n for tier in self.tiers.values() for n, s in tier.sources.items() if s.use == "video"]
+        if silent and not self.future_s:
+            raise ValueError(f"source '{silent[0]}' is use: video; set future_s, how far ahead it is to be foreseen")
+        return names
+
+    def _check_numbers(self) -> None:
         least = {
             "horizon": 1,
             "window_shards": 1,
@@ -249,16 +261,12 @@ class MixtureSpec:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
         if not 0 <= self.future_s < math.inf:
             raise ValueError(f"future_s must be a number of seconds from 0 on, got {self.future_s}")
-        silent = [n for tier in self.tiers.values() for n, s in tier.sources.items() if s.use == "video"]
-        if silent and not self.future_s:
-            raise ValueError(f"source '{silent[0]}' is use: video; set future_s, how far ahead it is to be foreseen")
         if not 0 <= self.max_bad_share < 1:
             raise ValueError(f"max_bad_share must be in [0, 1), got {self.max_bad_share}")
         if not 0 <= self.alpha <= 2:
             raise ValueError(f"alpha must be in [0, 2], got {self.alpha}")
         if not 0 <= self.max_epochs < math.inf or (self.max_epochs > 0) != (self.budget_samples > 0):
             raise ValueError("max_epochs, above 0, and budget_samples go together: how often within how many samples")
-        self._check_schedule(names)
 
     def _check_schedule(self, sources: list[str]) -> None:
         if (self.schedule_batch > 0) != bool(self.schedule):
