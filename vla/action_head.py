@@ -127,9 +127,10 @@ class ActionHead(nn.Module):
         ]
         if embodiment.state_dim:
             parts.append((self.state_encoder, plain_mlp(embodiment.state_dim * history, hidden, width)))
-        for table, module in parts:
-            if like is not None:
+        if like is not None:  # All of them before the first is added: a refusal leaves the head as it was.
+            for table, module in parts:
                 _copy_weights(table.fold(like), module, embodiment.name, like)
+        for table, module in parts:
             table.add(embodiment.name, module.to(self.position))  # type: ignore[arg-type]
 
     def fold(self, embodiment: str) -> ActionHead:
