@@ -127,9 +127,10 @@ class ActionHead(nn.Module):
         ]
         if embodiment.state_dim:
             parts.append((self.state_encoder, plain_mlp(embodiment.state_dim * history, hidden, width)))
-        for table, module in parts:
-            if like is not None:
+        if like is not None:  # All of them before the first is added: a refusal leaves the head as it was.
+            for table, module in parts:
                 _copy_weights(table.fold(like), module, embodiment.name, like)
+        for table, module in parts:
             table.add(embodiment.name, module.to(self.position))  # type: ignore[arg-type]
 
     def fold(self, embodiment: str) -> ActionHead:
@@ -162,8 +163,13 @@ class ActionHead(nn.Module):
             embodiment: a declared embodiment.
             images: bool [B, L], True where a view's token is; None where the head's own `image_spans` are.
         """
+        return self.prepare_tokens(context, mask, self.state_token(state, state_known, embodiment), images=images)
+
+    def prepare_tokens(
+        self, context: Tensor, mask: Tensor, token: Tensor, *, images: Tensor | None = None
+    ) -> PreparedContext:
+        """Does the same for state tokens float [B, W] of `state_token`, of one embodiment or of several."""
         mixed = self.context_mixer(self.context_norm(context), mask if self.masked else None)
-        token = self._state_token(state, state_known, embodiment)
         return PreparedContext(self.dit.project_context(mixed), mask, token[:, None, :], images)
 
     def cross_masks(self, prepared: PreparedContext) -> Tensor | list[Tensor] | None:
@@ -195,15 +201,34 @@ class ActionHead(nn.Module):
         Returns:
             float [B, T, D].
         """
-        steps = x.shape[1]
-        action = self.action_encoder(x, bucket, embodiment) + self.position[:steps]
-        future = [] if self.future is None else [self.future.expand(len(x), -1, -1)]
+        hidden = self.trunk(self.action_tokens(x, bucket, embodiment), bucket, prepared, step_mask)
+        return self.action_decoder(hidden, embodiment)  # type: ignore[no-any-return]
+
+    def action_tokens(self, x: Tensor, bucket: Tensor, embodiment: str) -> Tensor:
+        """Encodes noisy chunks float [B, T, D] of one embodiment, and where in the chunk they stand: [B, T, W]."""
+        return self.action_encoder(x, bucket, embodiment) + self.position[: x.shape[1]]  # type: ignore[no-any-return]
+
+    def trunk(
+        self, action: Tensor, bucket: Tensor, prepared: PreparedContext, step_mask: Tensor | None = None
+    ) -> Tensor:
+        """Runs the transformer, which is the same for all embodiments: a batch may hold several.
+
+        Args:
+            action: tokens of noisy chunks, float [B, T, W]; T may be 0.
+            bucket: time buckets int64 [B].
+            prepared: what `prepare` or `prepare_tokens` returned.
+            step_mask: see `velocity`.
+
+        Returns:
+            What the decoders are given, float [B, T, hidden].
+        """
+        future = [] if self.future is None else [self.future.expand(len(action), -1, -1)]
         tokens = torch.cat([prepared.state, *future, action], dim=1)
+        first = tokens.shape[1] - action.shape[1]
         token_mask = None
         if step_mask is not None and self.masked:
-            token_mask = torch.cat([step_mask.new_ones(len(x), tokens.shape[1] - steps), step_mask], dim=1)
-        out = self.dit(tokens, bucket, prepared.key_values, self.cross_masks(prepared), token_mask)
-        return self.action_decoder(out[:, -steps:], embodiment)  # type: ignore[no-any-return]
+            token_mask = torch.cat([step_mask.new_ones(len(action), first), step_mask], dim=1)
+        return self.dit(tokens, bucket, prepared.key_values, self.cross_masks(prepared), token_mask)[:, first:]  # type: ignore[no-any-return]
 
     def errors(
         self,
@@ -228,10 +253,17 @@ class ActionHead(nn.Module):
         Returns:
             Per-sample sums of squared velocity errors and of counted elements, float [B] each.
         """
-        x, target = flow.interpolate(torch.where(mask, action, 0.0) if self.masked else action, noise, time)
-        bucket = flow.time_bucket(time, clamp=self.masked)
+        x, bucket, target = self.noisy(action, mask, noise, time)
         predicted = self.velocity(x, bucket, prepared, embodiment, mask.any(-1))
         return flow.masked_error(predicted, target, mask)
+
+    def noisy(self, action: Tensor, mask: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the points between noise and actions, float [B, T, D], their buckets int64 [B], and the velocities.
+
+        The arguments are those of `errors`.
+        """
+        x, target = flow.interpolate(torch.where(mask, action, 0.0) if self.masked else action, noise, time)
+        return x, flow.time_bucket(time, clamp=self.masked), target
 
     def sample(
         self, prepared: PreparedContext, noise: Tensor, embodiment: str, chunk: RealTimeChunk | None = None
@@ -255,7 +287,8 @@ class ActionHead(nn.Module):
             return realtime_sample(velocity, noise, self.config.sample_steps, chunk)
         return flow.euler_sample(velocity, noise, self.config.sample_steps, published=not self.masked)
 
-    def _state_token(self, state: Tensor, known: Tensor | None, embodiment: str) -> Tensor:
+    def state_token(self, state: Tensor, known: Tensor | None, embodiment: str) -> Tensor:
+        """Encodes states of one embodiment to float [B, W]; the arguments are those of `prepare`."""
         if state.shape[-1] == 0:
             return self.unknown_state.expand(state.shape[0], -1)
         history = self.config.state_history

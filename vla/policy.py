@@ -93,6 +93,25 @@ class Policy(nn.Module):
         """The declared embodiments by name."""
         return {name: body.embodiment for name, body in self.processor.bodies.items()}
 
+    def add_embodiment(self, body: BodyStatistics, *, like: str | None = None, seed: int = 0) -> None:
+        """Gives one more embodiment encoders and a decoder of its own; the others keep theirs bit for bit.
+
+        Args:
+            body: the new embodiment with its normalisers.
+            like: a declared embodiment of the same sizes whose weights are copied; None for fresh ones.
+            seed: decides the fresh weights, alone.
+
+        Raises:
+            ConfigError: it is declared already, its chunks are too long, it has too few cameras, or `like` has other
+                sizes. The policy stays as it was.
+        """
+        name = body.embodiment.name
+        _check_views(self.config.backbone.n_views, {name: body})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, "policy weights", name))
+            self.head.add_embodiment(body.embodiment.network, like=like)
+        self.processor.bodies[name] = body
+
     def encode(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Runs System 2.
 

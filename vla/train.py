@@ -87,7 +87,7 @@ class VLAModule(StepModule):
         )
 
     def blocks(self) -> list[nn.Module]:
-        """Returns the language layers of System 2; System 1 is called once for each embodiment of a batch."""
+        """Returns the language layers of System 2; System 1 projects the context outside of its blocks' calls."""
         return list(self.model.backbone.layers)
 
     def description(self) -> dict[str, Any]:

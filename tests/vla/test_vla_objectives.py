@@ -12,8 +12,9 @@ from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.batch import Group
 from vla.config import PolicyConfig
 from vla.objectives.config import FlareConfig, ObjectivesConfig, TokensConfig, WeightsConfig
-from vla.objectives.flare import foresee, future_of, tapped
+from vla.objectives.flow import draw
 from vla.objectives.total import Objectives
+from vla.objectives.trunk import run_trunk
 from vla.objectives.weights import confidence
 from vla.policy import Policy, build_policy
 
@@ -95,21 +96,17 @@ def test_flow_matching_alone_moves_no_projector_and_foreseeing_no_decoder() -> N
 
 def test_hidden_action_tokens_are_as_good_as_none() -> None:
     policy, group = policy_of().eval(), make_group(make_bodies(), "arm", 3, 0)
-    encoded = policy.encode(group.images, group.text)
-    unknown = torch.zeros(3, dtype=torch.bool)
-    with tapped(policy, LAYER) as seen, torch.no_grad():
-        bare = foresee(policy, encoded, generator())
-        bucket = torch.tensor([3, 500, 999])
-        policy.head.dit(
-            torch.cat([bare.state, policy.head.future.expand(3, -1, -1)], 1), bucket, bare.key_values, bare.mask
-        )
-        prepared = policy.prepare(encoded, group.state, unknown, "arm")
-        hidden = torch.zeros(3, group.action.shape[1], dtype=torch.bool)
-        policy.head.velocity(torch.randn(group.action.shape), bucket, prepared, "arm", hidden)
-    alone, masked = (future_of(each, prepared, policy) for each in seen[1:])
-    assert alone.shape == (3, 4, 32)
-    assert torch.allclose(alone, masked, atol=1e-5)
-    assert len(seen) == 3
+    blind = replace(group, mask=torch.zeros_like(group.mask), state_known=torch.zeros(3, dtype=torch.bool))
+    encoded, clip = policy.encode(group.images, group.text), video(3)
+    with torch.no_grad():
+        bare = draw(policy, clip, encoded, generator()).tokens
+        hidden = replace(draw(policy, blind, encoded, generator()).tokens, bucket=bare.bucket)
+        (alone,) = run_trunk(policy, [bare], LAYER)
+        both = run_trunk(policy, [hidden, bare], LAYER)
+    assert alone.future.shape == (3, 4, 32)
+    assert alone.hidden.shape == (3, 0, TINY.head.hidden)
+    for each in both:
+        assert torch.allclose(each.future, alone.future, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

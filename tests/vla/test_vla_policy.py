@@ -9,7 +9,7 @@ from tiny_policy import TINY, make_bodies
 
 from pyramid.errors import ConfigError, DataError, PyramidError
 from vla.policy import Policy, build_policy
-from vla.processor import denormalize, normalize
+from vla.processor import BodyStatistics, denormalize, normalize
 
 
 def observation(seed=0, **changes):
@@ -46,6 +46,36 @@ def test_weights_are_a_function_of_the_seed_and_leave_torch_alone():
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(a[name], c[name]) for name in a)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_new_embodiment_leaves_the_others_as_they_were(policy, tmp_path):
+    arm = make_bodies()["arm"]
+    weights, random = ({n: t.clone() for n, t in policy.state_dict().items()}, torch.random.get_rng_state())
+    want = policy.act(observation(), embodiment="arm", seed=4)
+    moved = replace(arm.action, center=arm.action.center + 100)
+    policy.add_embodiment(replace(arm, embodiment=replace(arm.embodiment, name="twin"), action=moved), like="arm")
+    policy.add_embodiment(replace(arm, embodiment=replace(arm.embodiment, name="stranger")))
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert all(torch.equal(policy.state_dict()[name], tensor) for name, tensor in weights.items())
+    policy.save_pretrained(str(tmp_path))
+    again = Policy.from_pretrained(str(tmp_path))
+    assert set(again.embodiments) == {"arm", "human_latent", "twin", "stranger"}
+    got = {name: again.act(observation(), embodiment=name, seed=4) for name in ("arm", "twin", "stranger")}
+    assert got["arm"].tobytes() == want.tobytes()
+    assert np.allclose(got["twin"], want + 100, atol=1e-4)
+    assert not np.allclose(got["stranger"], want, atol=1e-2)
+
+
+def test_an_embodiment_that_cannot_be_added_changes_nothing(policy):
+    arm, names = make_bodies()["arm"], set(policy.state_dict())
+    narrow = replace(arm.state, center=arm.state.center[:2], scale=arm.state.scale[:2])
+    other = BodyStatistics(replace(arm.embodiment, name="other", state_dim=2), narrow, arm.action)
+    with pytest.raises(ConfigError, match="declared already"):
+        policy.add_embodiment(arm)
+    with pytest.raises(ConfigError, match="cannot start like 'arm'"):
+        policy.add_embodiment(other, like="arm")
+    assert set(policy.state_dict()) == names
+    assert set(policy.embodiments) == {"arm", "human_latent"}
 
 
 def test_actions_are_in_physical_units(policy):

@@ -9,16 +9,13 @@ Shapes: B batch, M future tokens, W width of the transformer, C width of the tar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pyramid.errors import ConfigError, DataError
 from pyramid.nn.flow import interpolate, masked_error, sample_time, time_bucket
-from vla.action_head import PreparedContext
 from vla.objectives.config import FlareConfig
 from vla.objectives.targets import ActionAware, Tower, pool
 from vla.policy import Policy
@@ -26,7 +23,7 @@ from vla.policy import Policy
 if TYPE_CHECKING:
     from pyramid.mixture.batch import Group
 
-__all__ = ["Flare", "check_flare", "foresee", "tapped"]
+__all__ = ["Flare", "check_flare"]
 
 
 def check_flare(config: FlareConfig, policy: Policy) -> None:
@@ -111,50 +108,3 @@ class Flare(nn.Module):
         x, target = interpolate(torch.where(known, action, 0.0), noise, time)
         velocity = head.velocity(x, time_bucket(time), prepared, group.embodiment, known.any(-1))
         return masked_error(velocity, target, known)
-
-
-@contextmanager
-def tapped(policy: Policy, layer: int | None) -> Iterator[list[Tensor]]:
-    """Collects what leaves a block (counted from 1) of the diffusion transformer, float [B, n, W] for each pass.
-
-    None collects nothing.
-    """
-    seen: list[Tensor] = []
-    if layer is None:
-        yield seen
-        return
-
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        seen.append(output)
-
-    handle = policy.head.dit.blocks[layer - 1].register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def future_of(hidden: Tensor, prepared: PreparedContext, policy: Policy) -> Tensor:
-    """Returns the future tokens among all tokens [B, n, W] of a pass."""
-    first = prepared.state.shape[1]
-    return hidden[:, first : first + policy.config.head.future_tokens]
-
-
-def foresee(policy: Policy, encoded: tuple[Tensor, Tensor], generator: torch.Generator) -> PreparedContext:
-    """Lets the transformer foresee without state and action; its blocks are to be `tapped`.
-
-    Args:
-        policy: with future tokens.
-        encoded: context float [B, L, C] and its mask bool [B, L].
-        generator: a CPU generator, for the flow times.
-
-    Returns:
-        What the head made of the observation.
-    """
-    context, mask = encoded
-    prepared = policy.head.prepare(context, mask, context.new_zeros(len(context), 0), None, "")
-    time = sample_time(len(context), generator, rule=policy.config.head.time_rule).to(context.device)
-    assert policy.head.future is not None  # noqa: S101
-    tokens = torch.cat([prepared.state, policy.head.future.expand(len(context), -1, -1)], dim=1)
-    policy.head.dit(tokens, time_bucket(time), prepared.key_values, policy.head.cross_masks(prepared))
-    return prepared

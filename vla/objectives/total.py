@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from pyramid.errors import ConfigError
 from vla.objectives.config import ObjectivesConfig
-from vla.objectives.flare import Flare, foresee, future_of, tapped
-from vla.objectives.flow import encode_groups, group_errors
+from vla.objectives.flare import Flare
+from vla.objectives.flow import draw, encode_groups, flow_error
 from vla.objectives.tokens import LatentTokens
+from vla.objectives.trunk import run_trunk
 from vla.objectives.weights import flow_weights, source_weights
 from vla.policy import Policy
 
@@ -82,23 +83,30 @@ class Objectives(nn.Module):
             ``share/NAME`` and ``weight_share/NAME``.
         """
         sums = _Sums()
-        for group, encoded in zip(batch, encode_groups(policy, batch), strict=True):
-            label = _label(policy, group)
+        for group in batch:
             sums.count(group)
-            with tapped(policy, self.config.flare.layer if self.flare is not None else None) as seen:
-                if label != "video":
-                    error, count, prepared = group_errors(policy, group, encoded, generator)
-                    weight = flow_weights(group, policy.processor.body(group.embodiment), self.config.weights)
-                    sums.add("flow", group, error / count.clamp(min=1.0), torch.where(count > 0, weight.to(error), 0.0))
-                elif self.flare is not None:
-                    prepared = foresee(policy, encoded, generator)
-            if self.flare is not None:
-                each, known = self.flare.errors(future_of(seen[0], prepared, policy), group)
+        pairs = [
+            (group, encoded)
+            for group, encoded in zip(batch, encode_groups(policy, batch), strict=True)
+            if self.flare is not None or _label(policy, group) != "video"
+        ]
+        drawn, taught = [], []
+        for group, encoded in pairs:
+            drawn.append(draw(policy, group, encoded, generator))
+            taught.append(self._teach(policy, group, generator))
+        layer = self.config.flare.layer if self.flare is not None else None
+        passes = run_trunk(policy, [one.tokens for one in drawn], layer) if drawn else []
+        for (group, encoded), one, passed, target in zip(pairs, drawn, passes, taught, strict=True):
+            label = _label(policy, group)
+            if label != "video":
+                weight = flow_weights(group, policy.processor.body(group.embodiment), self.config.weights)
+                sums.add_errors("flow", group, flow_error(policy, group, one, passed), weight)
+            if self.flare is not None and passed.future is not None:
+                each, known = self.flare.errors(passed.future, group)
                 weight = source_weights(group, self.config.weights)
                 sums.add("future", group, each, torch.where(known, weight.to(each), 0.0))
-                if self.flare.aware is not None and label != "video":
-                    error, count = self.flare.teach(policy, group, generator)
-                    sums.add("target", group, error / count.clamp(min=1.0), torch.where(count > 0, weight.to(error), 0))
+            if target is not None:
+                sums.add_errors("target", group, target, source_weights(group, self.config.weights))
             if self.tokens is not None and label == "latent":
                 each = self.tokens.errors(group, encoded)
                 sums.add("tokens", group, each, source_weights(group, self.config.weights).to(each))
@@ -109,6 +117,11 @@ class Objectives(nn.Module):
         loss = torch.stack([factor.get(name, 1.0) * value for name, value in terms.items()]).sum()
         logs = {f"loss_{name}": float(value.detach()) for name, value in terms.items()}
         return loss, logs | sums.logs()
+
+    def _teach(self, policy: Policy, group: Group, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        if self.flare is None or self.flare.aware is None or _label(policy, group) == "video":
+            return None
+        return self.flare.teach(policy, group, generator)
 
 
 def _label(policy: Policy, group: Group) -> str:
@@ -145,6 +158,11 @@ class _Sums:
                 if term == "flow":
                     self.shown[f"loss_body/{group.embodiment}"].append(value)
                     self.weighed[source].append(w)
+
+    def add_errors(self, term: str, group: Group, errors: tuple[Tensor, Tensor], weight: Tensor) -> None:
+        """Takes in sums of errors and of counted elements, float [B] each; a sample that has none counts nothing."""
+        error, count = errors
+        self.add(term, group, error / count.clamp(min=1.0), torch.where(count > 0, weight.to(error), 0.0))
 
     def terms(self) -> Terms:
         """Returns the weighted mean of each term, float []; 0 where no sample has it."""
