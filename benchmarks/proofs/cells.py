@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from proofs.arms import Cell, make_labels, mixture_of, options_of
 from proofs.config import ProofConfig
-from proofs.corpus import make_corpus
+from proofs.corpus import BODY, corpus_of
 
 from pyramid import files
 from pyramid.config import dump_yaml, to_dict
@@ -35,23 +38,34 @@ class Task:
         return Unit(name=name, digest=files.digest([self.config.digest(), name]), task=self, amount=1)
 
 
+class Robot:
+    """A policy asked for the robot's own actions, whatever else it knows."""
+
+    def __init__(self, model: str) -> None:
+        self._policy = Policy.from_pretrained(model)
+
+    def act(self, observation: Mapping[str, Any], *, seed: int = 0) -> NDArray[np.float32]:
+        """Returns the next actions; see `pyramid.sim.Player`."""
+        return self._policy.act(observation, embodiment=BODY, seed=seed)
+
+
 def run_labels(task: Task) -> Outcome:
     """Trains the label model that ``arm`` names, and labels with it."""
     place = files.join(task.out, task.task)
-    make_labels(task.arm, Cell(place, make_corpus(place, task.task, task.config), task.subset, task.config))
+    make_labels(task.arm, Cell(place, corpus_of(place, task.config), task.subset, task.config))
     return Outcome()
 
 
 def run_cell(task: Task) -> Outcome:
     """Trains and tries one policy; the facts are those of its tries."""
     config, place = task.config, files.join(task.out, task.task)
-    cell = Cell(place, make_corpus(place, task.task, config), task.subset, config)
+    cell = Cell(place, corpus_of(place, config), task.subset, config)
     folder = files.join(place, "cells", f"{task.arm}-{task.subset}")
     mixture, model = files.join(folder, "mixture.yaml"), files.join(folder, "model")
     files.write_text(mixture, dump_yaml(mixture_of(task.arm, cell)))
     trained = train_vla(mixture, out=model, config=to_dict(config.policy_config()), **options_of(task.arm, config))
     tried = play(
-        functools.partial(Policy.from_pretrained, model),
+        functools.partial(Robot, model),
         files.sha256_file(files.join(model, "model.safetensors")),
         out=files.join(folder, "rollouts"),
         config=rollouts(task.task, config),

@@ -34,24 +34,30 @@ class Corpus:
     """Hand videos, pictures alone."""
 
 
-def make_corpus(out: str, task: str, config: ProofConfig) -> Corpus:
-    """Makes what is not there yet."""
-    subsets = max(config.subsets, config.hand_subsets)
+def corpus_of(out: str, config: ProofConfig) -> Corpus:
+    """Returns where the data of a task lie."""
+    demos = (f"demos-{subset}" for subset in range(max(config.subsets, config.hand_subsets)))
+    shards = {name: files.join(out, "shards", name) for name in ("videos", "true", "hand")}
+    return Corpus(demos=tuple(files.join(out, "shards", name) for name in demos), **shards)
+
+
+def make_corpus(out: str, task: str, config: ProofConfig) -> None:
+    """Makes what is not there yet; not in two processes at a time."""
+    corpus = corpus_of(out, config)
     common = {"tasks": (task,), "n_generated": 0, "size_px": config.size_px}
-    counts = {"demos": subsets * config.n_demos, "videos": config.n_videos}
+    counts = {"demos": len(corpus.demos) * config.n_demos, "videos": config.n_videos}
     for name, n in counts.items():
         seed = seed_of(config.seed, "proof", name) >> 2
         make_dataset(files.join(out, name), SimConfig(**common, n_hand=0, n_robot=n, seed=seed))
     seed = seed_of(config.seed, "proof", "hand") >> 2
     make_dataset(files.join(out, "hand"), SimConfig(**common, n_hand=config.n_hand, n_robot=0, seed=seed))
-    shards = {name: files.join(out, "shards", name) for name in ("videos", "true", "hand")}
     roots = {"true": files.join(out, "videos", "robot"), "videos": _bare_videos(out, task)}
     for name, root in {**roots, "hand": files.join(out, "hand", "hand")}.items():
         manifest = files.join(out, "clips", f"{name}.parquet")
         told = {} if name == "hand" else {"embodiment": BODY}
         scan("lerobot" if name == "true" else "folder", root, out=manifest, val_share=0.0, **told)
-        pack(manifest, out=shards[name], size_px=config.size_px)
-    return Corpus(demos=_subsets(out, subsets, config), **shards)
+        pack(manifest, out=getattr(corpus, name), size_px=config.size_px)
+    _subsets(out, corpus, config)
 
 
 def _bare_videos(out: str, task: str) -> str:
@@ -68,14 +74,11 @@ def _bare_videos(out: str, task: str) -> str:
     return str(folder)
 
 
-def _subsets(out: str, n: int, config: ProofConfig) -> tuple[str, ...]:
+def _subsets(out: str, corpus: Corpus, config: ProofConfig) -> None:
     manifest = files.join(out, "clips", "demos.parquet")
     scan("lerobot", files.join(out, "demos", "robot"), out=manifest, val_share=0.0, embodiment=BODY)
     clips = sorted(read_manifest(manifest), key=lambda clip: clip.clip_id)
-    found = []
-    for subset in range(n):
-        own, shards = files.join(out, "clips", f"demos-{subset}.parquet"), files.join(out, "shards", f"demos-{subset}")
+    for subset, shards in enumerate(corpus.demos):
+        own = files.join(out, "clips", f"demos-{subset}.parquet")
         write_manifest(own, clips[subset * config.n_demos : (subset + 1) * config.n_demos], {"subset": subset})
         pack(own, out=shards, size_px=config.size_px)
-        found.append(shards)
-    return tuple(found)
