@@ -64,7 +64,7 @@ class _Model(nn.Module):
 
     def points(self, pixels: Tensor) -> Tensor:
         """Returns where each channel looks, y and x in [-1, 1], float [B, K, 2]; `pixels`: float [B, 3, H, W]."""
-        logits = self.convolutions(pixels).flatten(2) * self.sharpness
+        logits: Tensor = self.convolutions(pixels).flatten(2) * self.sharpness
         return logits.softmax(-1) @ self.grid
 
 
