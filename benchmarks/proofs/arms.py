@@ -141,5 +141,7 @@ def options_of(arm: str, config: ProofConfig) -> dict[str, Any]:
     if arm == "behaviour_cloning_long":
         return {"trainer.max_steps": 2 * config.updates}
     if arm == "flare":
-        return {"objectives.flare.weight": 0.2, "objectives.flare.grid": 2, "policy.head.future_tokens": 4}
+        # Points of fresh convolutions mean nothing yet; a learned target knows of actions.
+        target = {"objectives.flare.target": "qformer", "objectives.flare.qformer_width": 64}
+        return {"objectives.flare.weight": 0.2, "policy.head.future_tokens": 4, **target}
     return {}
