@@ -186,7 +186,8 @@ def unpack(packed: Packed | Batch, stretches: Stretches | None = None) -> Batch:
     tensors = {field.name for field in fields(Group) if str(field.type).startswith("Tensor")}
     groups = []
     for told in packed.groups:
-        lying = {n: _part(memory, *v) for n, v in told.items() if n in tensors and isinstance(v, tuple)}
+        # Torch makes lists of tuples on the way.
+        lying = {n: _part(memory, *v) for n, v in told.items() if n in tensors and isinstance(v, tuple | list)}
         groups.append(Group(**{**told, **lying}))
     return groups
 
