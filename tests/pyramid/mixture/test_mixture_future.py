@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import drawing
@@ -15,6 +16,7 @@ from pyramid.config import dump_yaml, resolve
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.audit import find_outliers
 from pyramid.mixture.batch import MixtureStream, open_mixture
+from pyramid.mixture.loader import MixtureLoader
 from pyramid.mixture.spec import MixtureSpec
 from pyramid.mixture.verbs import mix_show
 
@@ -136,3 +138,18 @@ def test_what_cannot_be_foreseen_is_refused(spec: dict, tmp_path: Path) -> None:
     spec["tiers"]["base"]["sources"]["seen"]["labels"] = "somewhere"
     with pytest.raises(ConfigError, match="use: video goes without a label run"):
         resolve(MixtureSpec, spec)
+
+
+def test_workers_hand_on_all_that_a_batch_holds(spec: dict, tmp_path: Path) -> None:
+    want = opened(spec, tmp_path).batch_of(opened(spec, tmp_path).draw(0, 30))
+    (got,) = MixtureLoader(opened(spec, tmp_path), batch_size=30, workers=1, steps=1)
+    assert [group.embodiment for group in got] == [group.embodiment for group in want]
+    for here, there in zip(want, got, strict=True):
+        for field in dataclasses.fields(here):
+            one, other = getattr(here, field.name), getattr(there, field.name)
+            same = (
+                torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other or list(one) == list(other)
+            )
+            assert same, (here.embodiment, field.name)
+    assert any(group.action_std is not None for group in got)
+    assert any(group.codes is not None for group in got)
