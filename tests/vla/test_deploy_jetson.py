@@ -82,8 +82,9 @@ def test_what_a_chip_or_the_graphs_lack_is_refused_before_anything_is_built(tmp_
 
 
 def test_numbers_from_outside_are_checked_and_a_missing_tool_is_named(tmp_path):
-    done, told = run(tmp_path, "thor", MAX_BATCH='1"; touch /tmp/x; "')
+    done, told = run(tmp_path, "thor", MAX_BATCH=f'1"; touch {tmp_path}/ran; "')
     assert (done.returncode, told) == (2, [])
+    assert not (tmp_path / "ran").exists()
     assert "whole numbers" in done.stderr
     done, _ = run(tmp_path, "thor", TRTEXEC="/nowhere/trtexec")
     assert "no '/nowhere/trtexec'" in done.stderr
