@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from pyramid.errors import PyramidError
@@ -21,6 +23,32 @@ from pyramid.labels.protocol import Prepare
 from pyramid.shards.cache import ShardCache
 
 _END = None
+
+
+class _ByValue(ForkingPickler):
+    """Sends tensors as numbers in the message.
+
+    Torch's own way hands over a file descriptor for each, for which the receiver has to ask a thread of the sender: it
+    waits until the decoder lets go of the interpreter, every time.
+    """
+
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        # What has not been imported here has made no tensors.
+        if "torch" in sys.modules:
+            self.dispatch_table[sys.modules["torch"].Tensor] = _reduced
+
+    @classmethod
+    def message(cls, item: Any) -> memoryview:
+        """Returns the bytes that `Connection.recv` reads as ``item``."""
+        return cls.dumps(item)
+
+
+def _reduced(tensor: Any) -> tuple[Any, ...]:
+    try:
+        return sys.modules["torch"].from_numpy, (tensor.detach().cpu().numpy(),)
+    except TypeError:  # A type that NumPy lacks, such as bfloat16.
+        return tuple(tensor.__reduce_ex__(5))
 
 
 class DecoderDiedError(PyramidError):
@@ -51,7 +79,7 @@ def _decode(conn: Connection, folder: str, prepares: Mapping[int, Prepare | None
             return
         try:
             for clip in clip_inputs(folder, task, prepares, decode=True, cache=cache):
-                conn.send(clip)
+                conn.send_bytes(_ByValue.message(clip))
             conn.send(_END)
         except PyramidError as error:
             conn.send(error)

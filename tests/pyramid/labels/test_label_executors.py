@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import drawing
 import pyarrow.parquet as pq
 import pytest
+import torch
 from labelling import events, tables
 
 from pyramid.errors import ConfigError, DataError
+from pyramid.labels.decoding import _ByValue
 from pyramid.labels.engine import label
 
 FRAMES = [5, 3, 8, 4, 6, 2]
@@ -140,3 +143,18 @@ def test_wrong_jobs_are_refused(shards: str, model: Model, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no method 'compile'"):
         label(shards, labeler="truth", model=path, compile=True, out=str(tmp_path / "out"), workers=2)
     assert not tables(tmp_path / "out")
+
+
+def test_tensors_cross_as_numbers() -> None:
+    """A file descriptor for each would have to be asked for, one after the other."""
+    ours, theirs = multiprocessing.Pipe()
+    half = torch.tensor([0.5, 2.0], dtype=torch.bfloat16)
+    want = {"pixels": torch.arange(6, dtype=torch.uint8).reshape(2, 3)[:, 1:], "half": half, "key": "a"}
+    message = _ByValue.message(want)
+    assert bytes(want["pixels"].numpy().tobytes()) in bytes(message)
+    theirs.send_bytes(message)
+    got = ours.recv()
+    assert torch.equal(got["pixels"], want["pixels"])
+    assert torch.equal(got["half"], half)
+    got["pixels"] += 1  # It is the receiver's own, and can be written to.
+    assert got["key"] == "a"
