@@ -53,7 +53,7 @@ def report(arguments: argparse.Namespace, out: str) -> None:
             folder = files.join(out, "models", f"{name}-{seed}")
             told = {"tune.validation": {"every": EVERY, "batches": 4}}
             plan = config(seed, arguments.steps, **told)
-            train_vla(new, out=folder, config=plan, init_from=begun, statistics="checkpoint")
+            train_vla(new, out=folder, config=plan, init_from=begun, statistics="checkpoint" if begun else "same")
             curve = errors(folder)
             reached = {f"{s:g} of {mean:.3f}": first_below(curve, s * mean) for s in arguments.shares}
             rows.append({"begun": name, "seed": str(seed), **reached, "best error": f"{min(curve.values()):.4f}"})
