@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import drawing
+import pyarrow as pa
 import pytest
 import torch
 from tiny_policy import TINY, make_bodies, make_group
 
+from pyramid import parquet
 from pyramid.config import dump_yaml
 from pyramid.errors import ConfigError, DataError, MissingDependencyError, PyramidError
 from pyramid.mixture.batch import Group
+from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA
 from pyramid.training import TrainerConfig
 from pyramid.types import Embodiment
 from vla.config import VLAConfig
@@ -105,10 +108,12 @@ def write(folder: Path, name: str = "arm", **changes: object) -> str:
     return str(folder / f"{name}.yaml")
 
 
-def test_a_training_stops_at_a_bad_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyramid.mixture.index.ClipIndex.text", lambda self, clip: "")
+def test_a_training_stops_at_a_bad_batch(tmp_path: Path) -> None:
+    mixture, index = write(tmp_path), str(tmp_path / "arm" / INDEX_FILE)
+    rows = [{**row, "text": ""} for row in parquet.read(index).to_pylist()]
+    parquet.write(index, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), parquet.metadata(index))
     with pytest.raises(DataError, match=r"source 'robot': clip drawn-.* has no instruction"):
-        train_vla(write(tmp_path), out=str(tmp_path / "x"), config=CONFIG)
+        train_vla(mixture, out=str(tmp_path / "x"), config=CONFIG)
     assert not (tmp_path / "x" / "config.json").exists()
 
 
