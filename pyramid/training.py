@@ -137,8 +137,14 @@ class StepModule(lightning.LightningModule):
         loss, logs = self.loss(batch, torch_generator(self.trainer_config.seed, "noise", key))
         if not torch.isfinite(loss):
             raise PyramidError(f"the loss is {loss.item()} at step {step}; lower the learning rate or check the data")
-        self.log_dict({"loss": loss.detach(), **{k: torch.as_tensor(float(v)) for k, v in logs.items()}})
+        if self._logged(step):
+            self.log_dict({"loss": loss.detach(), **{k: torch.as_tensor(float(v)) for k, v in logs.items()}})
         return loss
+
+    def _logged(self, step: int) -> bool:
+        """Whether the logger writes what is said in this pass: for a small model, saying it takes a third of a step."""
+        config = self.trainer_config
+        return (step + 1) % config.log_every == 0 and self._pass[1] == config.accumulate - 1
 
     def configure_optimizers(self) -> Any:
         """AdamW over the parameters that train, warm-up, cosine."""

@@ -69,8 +69,8 @@ def _fresh(config: BackboneConfig) -> tuple[Backbone, Tokenizer]:
     tokenizer = _tokenizer(config, config.tokenizer) if config.tokenizer else byte_tokenizer()
     family, layout = FAMILIES[config.kind], _layout(config, tokenizer)
     plain = _clean(family.fresh_config(config, tokenizer))
-    half = (0.5, 0.5, 0.5)
-    return family.build(BackboneSpec(config.kind, plain, layout, config.image_size_px, half, half)), tokenizer
+    mean, std = (0.5,) * 3, (family.fresh_std,) * 3
+    return family.build(BackboneSpec(config.kind, plain, layout, config.image_size_px, mean, std)), tokenizer
 
 
 def _pretrained(config: BackboneConfig, source: str) -> tuple[Backbone, Tokenizer]:

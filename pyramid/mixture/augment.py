@@ -1,12 +1,17 @@
-"""How training pictures are varied: torchvision's own transforms, drawn once for all views and frames of a sample."""
+"""How training pictures are varied: torchvision's own transforms, drawn once for all views and frames of a sample.
+
+Shifts are index arithmetic: of a small picture, a transform would take longer than training on it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pyramid.rng import seed_of
+import numpy as np
+
+from pyramid.rng import rng, seed_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,13 +63,28 @@ def augment(images: Tensor, spec: AugmentSpec, seed: int, position: int) -> Tens
     """
     import torch
 
-    if not spec.active:
+    if spec.shift:
+        images = _shifted(images, spec.shift, seed, position)
+    if replace(spec, shift=0.0) == AugmentSpec():
         return images
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed also tells every other device, and writes down the call stack for each.
         torch.default_generator.manual_seed(seed_of(seed, "augment", position))
         planes = _transform(spec, tuple(images.shape[-3:-1]))(images.movedim(-1, -3))
     return torch.as_tensor(planes).movedim(-3, -1).contiguous()
+
+
+def _shifted(images: Tensor, share: float, seed: int, position: int) -> Tensor:
+    """Moves pictures [..., H, W, 3] by whole pixels, up to a share of their sides; the border is repeated."""
+    import torch
+
+    places = rng(seed, "shift", position)
+    for axis in (-3, -2):
+        side = images.shape[axis]
+        most = round(share * side)
+        rows = np.clip(np.arange(side) + places.integers(-most, most + 1), 0, side - 1)
+        images = images.index_select(axis, torch.from_numpy(rows))
+    return images
 
 
 @lru_cache(maxsize=8)
@@ -74,9 +94,6 @@ def _transform(spec: AugmentSpec, size: tuple[int, int]) -> Any:
     steps: list[Any] = []
     if spec.crop < 1:
         steps.append(v2.RandomResizedCrop(size, scale=(spec.crop, 1.0), ratio=(1.0, 1.0), antialias=True))
-    if spec.shift:
-        pad = [round(spec.shift * side) for side in size]
-        steps += [v2.Pad([pad[1], pad[0]], padding_mode="edge"), v2.RandomCrop(size)]
     if any((spec.brightness, spec.contrast, spec.saturation, spec.hue)):
         steps.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue))
     return v2.Compose(steps)

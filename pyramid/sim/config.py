@@ -86,6 +86,8 @@ class SimConfig:
     """Camera of the scene."""
     fovy_deg: float = 45.0
     """Vertical field of view of the camera; degrees, 5 .. 120 (Meta-World's own is 60, with a small hand)."""
+    oversample: int = 1
+    """Draw pictures so many times as large and average them, so that small things stay whole; 1 .. 4."""
     action_noise: float = 0.3
     """Standard deviation of the noise on the expert's actions; 0 .. 1."""
     seed: int = 0
@@ -114,6 +116,7 @@ class SimConfig:
             "n_robot": (0, 10**6),
             "size_px": (16, 1024),
             "fovy_deg": (5, 120),
+            "oversample": (1, 4),
             "action_noise": (0, 1),
             "seed": (0, 2**62),
             "max_steps": (1, 500),

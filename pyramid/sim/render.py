@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pyramid.sim import backend
 
@@ -24,21 +25,31 @@ class Renderer:
         size_px: height and width of the pictures.
         camera: name of a camera of the model.
         fovy_deg: the camera's vertical field of view; None keeps the model's.
+        oversample: draw so many times as large and average, which keeps small things whole; 1 .. 4.
 
     Raises:
         MissingDependencyError: there is no EGL to draw with.
     """
 
-    def __init__(self, model: Any, *, size_px: int, camera: str = "corner4", fovy_deg: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        size_px: int,
+        camera: str = "corner4",
+        fovy_deg: float | None = None,
+        oversample: int = 1,
+    ) -> None:
         mj = backend.mujoco()
+        drawn_px = size_px * oversample
         model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = size_px
+        model.vis.global_.offwidth = model.vis.global_.offheight = drawn_px
         if fovy_deg is not None:
             model.cam(camera).fovy[:] = fovy_deg
-        self._camera = camera
+        self._camera, self._oversample = camera, oversample
         self._off = (mj.mjtRndFlag.mjRND_SHADOW, mj.mjtRndFlag.mjRND_REFLECTION)
         with backend.explained_context():
-            self._renderer = mj.Renderer(model, size_px, size_px)
+            self._renderer = mj.Renderer(model, drawn_px, drawn_px)
 
     def frame(self, data: Any) -> NDArray[np.uint8]:
         """Draws the scene as it is in ``data``: uint8 [H, W, 3], RGB, upright as LeRobot shows Meta-World."""
@@ -47,7 +58,7 @@ class Renderer:
             self._renderer.scene.flags[flag] = 0
         # Meta-World's cameras hang upside down.
         picture: NDArray[np.uint8] = np.ascontiguousarray(self._renderer.render()[::-1, ::-1])
-        return picture
+        return picture if self._oversample == 1 else np.asarray(Image.fromarray(picture).reduce(self._oversample))
 
     def close(self) -> None:
         """Frees the drawing context; left to the interpreter's end, EGL complains."""

@@ -62,6 +62,8 @@ class RolloutConfig:
     """Camera of the scene."""
     fovy_deg: float = 45.0
     """Vertical field of view of the camera; degrees, 5 .. 120."""
+    oversample: int = 1
+    """How many times as large pictures are drawn before they are averaged, as in the training data; 1 .. 4."""
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
@@ -71,8 +73,11 @@ class RolloutConfig:
             raise ValueError(f"look must be one of {LOOKS} and camera one of {CAMERAS}, got {self.look}, {self.camera}")
         if self.n_starts < 1 or self.execute < 1 or self.seed < 0 or self.size_px < 16:
             raise ValueError(f"n_starts, execute >= 1, seed >= 0 and size_px >= 16 are wanted, got {self}")
-        if not (1 <= self.max_steps <= MAX_STEPS and 5 <= self.fovy_deg <= 120):
-            raise ValueError(f"max_steps must be within 1 .. {MAX_STEPS} and fovy_deg within 5 .. 120, got {self}")
+        if not (1 <= self.max_steps <= MAX_STEPS and 5 <= self.fovy_deg <= 120 and 1 <= self.oversample <= 4):
+            raise ValueError(
+                f"max_steps must be within 1 .. {MAX_STEPS}, fovy_deg within 5 .. 120 and oversample within 1 .. 4, "
+                f"got {self}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +157,13 @@ class _Task:
 
 def _play(task: _Task) -> Outcome:
     config = task.config
-    view = View(look=config.look, size_px=config.size_px, camera=config.camera, fovy_deg=config.fovy_deg)
+    view = View(
+        look=config.look,
+        size_px=config.size_px,
+        camera=config.camera,
+        fovy_deg=config.fovy_deg,
+        oversample=config.oversample,
+    )
     env = STAGE.env(config.task, view)
     renderer, player = STAGE.renderer(env, view), _player(task.load)
     played = [

@@ -57,6 +57,8 @@ class View:
     """The camera's vertical field of view."""
     light: float = 1.0
     """Gain of all lights."""
+    oversample: int = 1
+    """How many times as large pictures are drawn before they are averaged."""
 
 
 def view_of(config: SimConfig, part: Part) -> View:
@@ -67,7 +69,14 @@ def view_of(config: SimConfig, part: Part) -> View:
         look = config.robot_look
     if look == "hand":
         camera, light = config.hand.camera or camera, config.hand.light
-    return View(look=look, size_px=config.size_px, camera=camera, fovy_deg=config.fovy_deg, light=light)
+    return View(
+        look=look,
+        size_px=config.size_px,
+        camera=camera,
+        fovy_deg=config.fovy_deg,
+        light=light,
+        oversample=config.oversample,
+    )
 
 
 class Stage:
@@ -89,7 +98,13 @@ class Stage:
     def renderer(self, env: MetaWorldEnv, view: View) -> Renderer:
         """Returns the renderer of the environment that is open."""
         if self._renderer is None:
-            self._renderer = Renderer(env.model, size_px=view.size_px, camera=view.camera, fovy_deg=view.fovy_deg)
+            self._renderer = Renderer(
+                env.model,
+                size_px=view.size_px,
+                camera=view.camera,
+                fovy_deg=view.fovy_deg,
+                oversample=view.oversample,
+            )
         return self._renderer
 
     def close(self) -> None:

@@ -69,6 +69,8 @@ class Backbone(nn.Module, abc.ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     """What published models of the family call themselves in ``config.json``."""
+    fresh_std: ClassVar[float] = 0.5
+    """What pixel values, 0 to 1 and less 0.5, are divided by before a fresh model sees them."""
 
     def __init__(self, model: nn.Module, spec: BackboneSpec) -> None:
         super().__init__()
