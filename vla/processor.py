@@ -20,7 +20,7 @@ from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
 from vla.text import encode_texts
 
-__all__ = ["BodyStatistics", "Processor", "denormalize", "normalize", "read_bodies"]
+__all__ = ["BodyStatistics", "Processor", "denormalize", "normalize", "present", "read_bodies"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ class BodyStatistics:
         self.embodiment.check_statistics(self.state, self.action)
 
     def encode_state(self, state: Tensor) -> Tensor:
-        """Maps states float [B, S], physical units, to what a network is given: normalised, [B, E]."""
+        """Maps states float [B, S], physical units, to what a network is given: normalised, [B, E].
+
+        States of a history, [B, H, S], each for itself: [B, H, E].
+        """
         if self.state is None:
-            return state[:, :0]
+            return state[..., :0]
         known = state if self.embodiment.codec is None else _like(self.embodiment.encode_state(_array(state)), state)
         return normalize(self.state, known)
 
@@ -51,7 +54,7 @@ class BodyStatistics:
         Args:
             action: float [B, T, D], physical units.
             mask: bool [B, T, D]: False for padding.
-            state: float [B, S], physical units, at the chunks' starts.
+            state: float [B, S], physical units, at the chunks' starts; of a history [B, H, S] the last is taken.
 
         Returns:
             Normalised actions float [B, T, E], and their mask bool [B, T, E].
@@ -63,11 +66,13 @@ class BodyStatistics:
         if codec is None:
             return normalize(self.action, action), mask
         keep: NDArray[np.bool_] = mask.cpu().numpy()
-        encoded = codec.encode_action(_array(action), _array(state), np.asarray(keep.any(-1)))
+        encoded = codec.encode_action(_array(action), _array(present(state)), np.asarray(keep.any(-1)))
         return normalize(self.action, _like(encoded, action)), torch.from_numpy(codec.encode_mask(keep)).to(mask.device)
 
     def decode_action(self, action: Tensor, state: Tensor | None) -> Tensor:
         """Maps a network's actions [B, T, E] to float32 [B, T, D]; these and ``state`` [B, S] in physical units.
+
+        Of a history [B, H, S] the last state is taken.
 
         Raises:
             DataError: delta or relative actions without a state.
@@ -75,7 +80,7 @@ class BodyStatistics:
         physical = denormalize(self.action, action.float())
         if self.embodiment.codec is None:
             return physical
-        known = None if state is None else _array(state)
+        known = None if state is None else _array(present(state))
         return _like(self.embodiment.decode_action(_array(physical), known), physical)
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,8 +154,13 @@ class Processor:
         return torch.from_numpy(ids[:, :length]), torch.from_numpy(mask[:, :length])
 
     def state(self, state: Tensor, embodiment: str) -> Tensor:
-        """Encodes and normalises states float32 [B, S]; an embodiment without state gives [B, 0]."""
+        """Encodes and normalises states float32 [B, S] or [B, H, S]; an embodiment without state gives [B, 0]."""
         return self.body(embodiment).encode_state(state)
+
+
+def present(state: Tensor) -> Tensor:
+    """Returns the present states [B, S] of [B, S] or of histories [B, H, S], whose last they are."""
+    return state[:, -1] if state.ndim == 3 else state
 
 
 def normalize(normalizer: Normalizer, x: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def read_samples(mixture: str, policy: Policy, embodiment: str, *, split: Split,
 def _samples(group: Group) -> Iterator[Sample]:
     for row in range(len(group.text)):
         observation: dict[str, Any] = {"images": group.images[row].numpy(), "text": group.text[row]}
-        if group.state.shape[1]:
+        if group.state.shape[-1]:
             if not group.state_known[row]:
                 continue
             observation["state"] = group.state[row].numpy()

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pyramid import files
+from pyramid.actions import StateHistory
 from pyramid.errors import ConfigError, DataError, nearest
 from pyramid.types import Embodiment
 from vla.deploy.execution import Inpainting
 from vla.deploy.spec import SYSTEM_1, SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2, DeploySpec, read_spec
-from vla.observation import Observation, initial_noise, read_observation
+from vla.observation import Observation, initial_noise, present_state, read_observation
 from vla.text import encode_texts, tokenizer_from_json
 
 __all__ = ["PROVIDERS", "Encoded", "PolicyRuntime", "choose_providers", "open_session"]
@@ -121,7 +122,8 @@ class PolicyRuntime:
         """Returns the next actions.
 
         Args:
-            observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units.
+            observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units;
+                of an embodiment with a history [H, S], as `history` keeps them.
             seed: decides the noise that the sample starts from.
 
         Returns:
@@ -140,7 +142,8 @@ class PolicyRuntime:
         found: dict[str, Any] = {"images": np.zeros(shape, np.uint8), "text": ""}
         if spec.state is not None:
             middle = spec.state.center
-            found["state"] = middle if body.codec is None else body.codec.decode_state(middle)
+            state = middle if body.codec is None else body.codec.decode_state(middle)
+            found["state"] = np.broadcast_to(state, body.state_shape)
         return found
 
     def check(self, observation: Mapping[str, Any]) -> Observation:
@@ -149,8 +152,18 @@ class PolicyRuntime:
         Raises:
             DataError: the observation does not fit what policy.json declares.
         """
-        spec, size = self.spec, self.spec.embodiment.state_dim
-        return read_observation(observation, n_views=spec.n_views, size_px=spec.image_size_px, state_dim=size)
+        spec, body = self.spec, self.embodiment
+        return read_observation(
+            observation,
+            n_views=spec.n_views,
+            size_px=spec.image_size_px,
+            state_dim=body.state_dim,
+            state_history=body.state_history,
+        )
+
+    def history(self) -> StateHistory:
+        """Returns what keeps the states of the robot in a control loop, for the observations of `act`."""
+        return self.embodiment.history()
 
     def encode(self, observation: Mapping[str, Any]) -> Encoded:
         """Runs what depends on views and text alone: System 2, and the keys and values of System 1's cross-attention.
@@ -170,14 +183,19 @@ class PolicyRuntime:
 
         Args:
             encoded: what `encode` returned.
-            state: float32 [S], physical units; None for an embodiment without one.
+            state: float32 [S], or with a history [H, S], physical units; None for an embodiment without one.
             seed: decides the noise that the sample starts from.
             tie: the old chunk that the new one is to continue; needs the single-step graphs.
 
         Returns:
             float32 [N, D], physical units.
+
+        Raises:
+            DataError: a state of another shape.
         """
         values = np.zeros(0, np.float32) if state is None else np.asarray(state, np.float32)
+        if values.shape != self.embodiment.state_shape:
+            raise DataError(f"the state must be float {list(self.embodiment.state_shape)}, got {list(values.shape)}")
         if not encoded.key_values:
             if tie is not None:
                 raise ConfigError("this folder has no single-step graphs: export with --single-step")
@@ -195,7 +213,7 @@ class PolicyRuntime:
         body = self.spec.embodiment
         noise = initial_noise(seed, body.horizon, body.network.action_dim)
         feed = {**encoded.feed, "noise": noise[None], **self._state(state)}
-        return body.decode_action(self.spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0]), state)
+        return body.decode_action(self.spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0]), present_state(state))
 
     def _denoise(
         self, encoded: Encoded, state: NDArray[np.float32], seed: int, tie: Inpainting | None
@@ -205,7 +223,7 @@ class PolicyRuntime:
         x = initial_noise(seed, body.horizon, body.network.action_dim)
         free, line, kept = np.ones((body.horizon, 1), np.float32), np.zeros_like(x), x[:0]
         if tie is not None:
-            planned, free = tie.planned(body, action, state), tie.free(body.horizon)
+            planned, free = tie.planned(body, action, present_state(state)), tie.free(body.horizon)
             start, kept = x.copy(), planned[: tie.frozen]
             start[: len(planned)] = planned
             if tie.rule == "line":
@@ -221,7 +239,7 @@ class PolicyRuntime:
             spent += self.seconds[SYSTEM_1_STEP]
         self.seconds[SYSTEM_1_STEP] = spent
         x[: len(kept)] = kept
-        return body.decode_action(action.denormalize(x), state)
+        return body.decode_action(action.denormalize(x), present_state(state))
 
     def _state(self, state: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         return (
