@@ -4,7 +4,8 @@ Dialect ``n1_5``: flat keys ``video.<camera>``, ``state.<key>``, ``annotation.<k
 ``action.<key>``. Dialect ``n1_6`` (N1.6, N1.7): nested maps under ``observation``; the answer is ``[actions, note]``.
 Facts are those of the public code of N1.5 and N1.7; bytes are `vla.deploy.protocol`'s, sockets the server's.
 
-Shapes: B observations in a message, T time steps (1; of states as many as the policy takes), H W pixels, N chunk steps, D dimensions of one key.
+Shapes: B observations in a message, T time steps (1; of states as many as the policy takes), H W pixels, N chunk steps,
+D dimensions of one key.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def initial_policy(
         statistics: see `Statistics`.
 
     Raises:
-        ConfigError: other sizes, another number of states a sample, or an embodiment with other statistics and no word on whose hold.
+        ConfigError: other sizes or another number of states a sample, or an embodiment with other statistics and no
+            word on whose hold.
         DataError: no policy, or an embodiment of that name with other dimensions.
     """
     if statistics not in get_args(Statistics):
