@@ -182,6 +182,9 @@ class Embodiment:
     """States that a network is given, oldest first, the present one last; 1 .. 1024, above 1 only with a state."""
     state_gap_s: float = 0.0
     """Seconds between them, rounded to whole steps; 0 without a history, or where nobody says."""
+    padded: tuple[int, ...] = ()
+    """State dimensions, action dimensions and steps of the network where it has more than the body: the rest is filled
+    with zeros and left out of answers, as in published checkpoints. Empty: as many as the body."""
 
     def __post_init__(self) -> None:
         """Refuses names and sizes that cannot be a network's slot, and declarations of another size."""
@@ -201,6 +204,14 @@ class Embodiment:
             )
         if self.declaration is not None:
             self._check_declaration(self.declaration)
+        if self.padded:
+            self._check_padding()
+
+    def _check_padding(self) -> None:
+        object.__setattr__(self, "padded", tuple(self.padded))
+        least = (*self.encoded, self.horizon)
+        if len(self.padded) != 3 or any(type(n) is not int or n < m for n, m in zip(self.padded, least, strict=False)):
+            raise DataError(f"embodiment '{self.name}': padded to {self.padded}, its encoded sizes are {least}")
 
     def _check_declaration(self, spec: BodySpec) -> None:
         for what, declared, found in (
@@ -223,12 +234,17 @@ class Embodiment:
         return None if self.declaration is None else ChunkCodec(self.declaration)
 
     @property
+    def encoded(self) -> tuple[int, int]:
+        """Dimensions of encoded states and actions, without padding."""
+        return (self.state_dim, self.action_dim) if self.codec is None else self.codec.widths
+
+    @property
     def network(self) -> Embodiment:
-        """The sizes that a network sees: those of encoded states and actions."""
-        if self.codec is None:
+        """The sizes that a network sees: those of encoded states and actions, and of what they are padded to."""
+        if self.codec is None and not self.padded:
             return self
-        sizes = {"state_dim": self.codec.state_width, "action_dim": self.codec.action_width}
-        return replace(self, declaration=None, **sizes)  # type: ignore[arg-type]
+        state, action, steps = self.padded or (*self.encoded, self.horizon)
+        return replace(self, declaration=None, padded=(), state_dim=state, action_dim=action, horizon=steps)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -257,16 +273,16 @@ class Embodiment:
         Raises:
             DataError: what differs is named.
         """
-        sizes = self.network
-        if action.width != sizes.action_dim or (sizes.state_dim and state is None):
-            wanted = f"{sizes.state_dim} and {sizes.action_dim} dimensions"
+        state_dim, action_dim = self.encoded
+        if action.width != action_dim or (state_dim and state is None):
+            wanted = f"{state_dim} and {action_dim} dimensions"
             raise DataError(f"embodiment '{self.name}': no statistics for its {wanted}")
         if action.steps not in (0, self.horizon):
             found = f"action statistics have {action.steps} steps, its chunks {self.horizon}"
             raise DataError(f"embodiment '{self.name}': {found}; they are of another config")
-        if state is not None and state.width != sizes.state_dim:
+        if state is not None and state.width != state_dim:
             found = f"state statistics have {state.width} dimensions"
-            raise DataError(f"embodiment '{self.name}': {found}, not {sizes.state_dim}")
+            raise DataError(f"embodiment '{self.name}': {found}, not {state_dim}")
 
     def encode_state(self, state: NDArray[np.floating]) -> NDArray[np.float32]:
         """Maps states [..., S] to what a network is given, float32 [..., E], not yet normalised; each for itself."""
@@ -289,7 +305,7 @@ class Embodiment:
         """Returns plain data for JSON."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         spec = plain.pop("declaration")
-        for name in ("state_history", "state_gap_s"):  # One without a history is told as it always was.
+        for name in ("state_history", "state_gap_s", "padded"):  # One without is told as it always was.
             if plain[name] == type(self).__dataclass_fields__[name].default:
                 del plain[name]
         return plain if spec is None else {**plain, "declaration": to_dict(spec)}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyramid.errors import DataError
 from pyramid.rng import rng
 
-__all__ = ["Observation", "initial_noise", "present_state", "read_observation", "resize_images"]
+__all__ = ["Observation", "initial_noise", "padded_to", "present_state", "read_observation", "resize_images"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class Observation:
 def present_state(state: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the present one of states float32 [S] or [H, S]: the last."""
     return state[-1] if state.ndim == 2 else state
+
+
+def padded_to(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Returns values [..., D] with zeros up to ``width`` dimensions."""
+    missing = width - values.shape[-1]
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)]) if missing else values
 
 
 def read_observation(

@@ -31,7 +31,7 @@ from vla.config import PolicyConfig
 from vla.deploy.execution import Inpainting
 from vla.features import FeatureCache
 from vla.objectives.check import BatchCheck
-from vla.observation import initial_noise, read_observation
+from vla.observation import initial_noise, padded_to, read_observation
 from vla.processor import BodyStatistics, Processor
 from vla.text import tokenizer_from_json, tokenizer_to_json
 
@@ -198,16 +198,19 @@ class Policy(nn.Module):
         """
         body = self.processor.body(embodiment).embodiment
         size = self.config.backbone
-        sizes = {"state_dim": body.state_dim, "state_history": body.state_history}
-        seen = read_observation(observation, n_views=size.n_views, size_px=size.image_size_px, **sizes)
+        states = {"state_dim": body.state_dim, "state_history": body.state_history}
+        seen = read_observation(observation, n_views=size.n_views, size_px=size.image_size_px, **states)
         device = self.head.position.device
         encoded = self.encode(torch.from_numpy(seen.images)[None].to(device), [seen.text])
         state = torch.from_numpy(seen.state)[None].to(device)
         prepared = self.prepare(encoded, state, None, body.name)
-        noise = torch.from_numpy(initial_noise(seed, body.horizon, body.network.action_dim))[None].to(device)
+        sizes = body.network
+        noise = torch.from_numpy(initial_noise(seed, sizes.horizon, sizes.action_dim))[None].to(device)
         chunk = None
         if tie is not None:
-            planned = torch.from_numpy(tie.planned(body, self.processor.body(body.name).action, seen.present))
+            planned = torch.from_numpy(
+                padded_to(tie.planned(body, self.processor.body(body.name).action, seen.present), sizes.action_dim)
+            )
             frozen = min(tie.frozen, len(planned))
             chunk = RealTimeChunk(previous=planned[None].to(noise), frozen=frozen, rule=tie.rule, ramp_rate=tie.ramp)
         return self.sample(prepared, noise, body.name, state, chunk)[0].cpu().numpy()

@@ -46,7 +46,7 @@ class BodyStatistics:
         if self.state is None:
             return state[..., :0]
         known = state if self.embodiment.codec is None else _like(self.embodiment.encode_state(_array(state)), state)
-        return normalize(self.state, known)
+        return _padded(normalize(self.state, known), self.embodiment.network.state_dim)
 
     def encode_action(self, action: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps action chunks to what a network is taught.
@@ -62,12 +62,15 @@ class BodyStatistics:
         Raises:
             DataError: values that are not finite, or delta or relative actions without a state.
         """
-        codec = self.embodiment.codec
+        codec, sizes = self.embodiment.codec, self.embodiment.network
         if codec is None:
-            return normalize(self.action, action), mask
+            taught = normalize(self.action, action)
+            return _padded(taught, sizes.action_dim, sizes.horizon), _padded(mask, sizes.action_dim, sizes.horizon)
         keep: NDArray[np.bool_] = mask.cpu().numpy()
         encoded = codec.encode_action(_array(action), _array(present(state)), np.asarray(keep.any(-1)))
-        return normalize(self.action, _like(encoded, action)), torch.from_numpy(codec.encode_mask(keep)).to(mask.device)
+        taught, counted = normalize(self.action, _like(encoded, action)), torch.from_numpy(codec.encode_mask(keep))
+        both = (taught, counted.to(mask.device))
+        return _padded(both[0], sizes.action_dim, sizes.horizon), _padded(both[1], sizes.action_dim, sizes.horizon)
 
     def decode_action(self, action: Tensor, state: Tensor | None) -> Tensor:
         """Maps a network's actions [B, T, E] to float32 [B, T, D]; these and ``state`` [B, S] in physical units.
@@ -77,7 +80,7 @@ class BodyStatistics:
         Raises:
             DataError: delta or relative actions without a state.
         """
-        physical = denormalize(self.action, action.float())
+        physical = denormalize(self.action, action.float()[..., : self.embodiment.horizon, : self.action.width])
         if self.embodiment.codec is None:
             return physical
         known = None if state is None else _array(present(state))
@@ -163,18 +166,33 @@ def present(state: Tensor) -> Tensor:
     return state[:, -1] if state.ndim == 3 else state
 
 
+def _padded(x: Tensor, width: int, steps: int = 0) -> Tensor:
+    """Returns [..., T, D] with zeros up to so many dimensions, and steps if more are given."""
+    missing = max(steps - x.shape[-2], 0) if steps else 0
+    more = width - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, more, 0, missing)) if more or missing else x
+
+
 def normalize(normalizer: Normalizer, x: Tensor) -> Tensor:
     """Does to a float tensor [..., D] what `Normalizer.normalize` does to an array, on the tensor's device."""
     center, scale = _tensors(normalizer, x)
     constant = scale == 0
     out = torch.where(constant, torch.zeros_like(x), (x - center) / torch.where(constant, 1.0, scale))
-    return _sided(normalizer, torch.where(_flags(normalizer.clipped, x), out.clamp(-1, 1), out))
+    return _halved(normalizer, _sided(normalizer, _limited(normalizer.clipped, out)))
 
 
 def denormalize(normalizer: Normalizer, x: Tensor) -> Tensor:
     """Does to a float tensor [..., D] what `Normalizer.denormalize` does to an array, on the tensor's device."""
     center, scale = _tensors(normalizer, x)
-    return _sided(normalizer, x) * scale + center
+    return _halved(normalizer, _sided(normalizer, _limited(normalizer.bounds, x)) * scale + center)
+
+
+def _limited(dims: NDArray[np.bool_], x: Tensor) -> Tensor:
+    return torch.where(_flags(dims, x), x.clamp(-1, 1), x) if dims.any() else x
+
+
+def _halved(normalizer: Normalizer, x: Tensor) -> Tensor:
+    return torch.where(_flags(normalizer.halved, x), (x > 0.5).to(x), x) if normalizer.halves else x
 
 
 def _sided(normalizer: Normalizer, x: Tensor) -> Tensor:

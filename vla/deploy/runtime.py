@@ -22,7 +22,7 @@ from pyramid.errors import ConfigError, DataError, nearest
 from pyramid.types import Embodiment
 from vla.deploy.execution import Inpainting
 from vla.deploy.spec import SYSTEM_1, SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2, DeploySpec, read_spec
-from vla.observation import Observation, initial_noise, present_state, read_observation
+from vla.observation import Observation, initial_noise, padded_to, present_state, read_observation
 from vla.text import encode_texts, tokenizer_from_json
 
 __all__ = ["PROVIDERS", "Encoded", "PolicyRuntime", "choose_providers", "open_session"]
@@ -210,20 +210,27 @@ class PolicyRuntime:
         return Encoded(self._named(SYSTEM_2, {"images": seen.images[None], "text_ids": ids, "text_mask": mask}))
 
     def _sample(self, encoded: Encoded, state: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-        body = self.spec.embodiment
-        noise = initial_noise(seed, body.horizon, body.network.action_dim)
+        sizes = self.embodiment.network
+        noise = initial_noise(seed, sizes.horizon, sizes.action_dim)
         feed = {**encoded.feed, "noise": noise[None], **self._state(state)}
-        return body.decode_action(self.spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0]), present_state(state))
+        return self._decoded(self._run(SYSTEM_1, feed)[0][0], state)
+
+    def _decoded(self, sampled: NDArray[np.float32], state: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Maps what the network gave to physical units; what is padding is left out."""
+        body, action = self.embodiment, self.spec.action
+        kept = sampled[: body.horizon, : action.width]
+        return body.decode_action(action.denormalize(kept), present_state(state))
 
     def _denoise(
         self, encoded: Encoded, state: NDArray[np.float32], seed: int, tie: Inpainting | None
     ) -> NDArray[np.float32]:
         """Takes the Euler steps one by one, so that each can be tied to the chunk before."""
-        body, action, steps = self.spec.embodiment, self.spec.action, self.spec.sample_steps
-        x = initial_noise(seed, body.horizon, body.network.action_dim)
-        free, line, kept = np.ones((body.horizon, 1), np.float32), np.zeros_like(x), x[:0]
+        sizes, steps = self.embodiment.network, self.spec.sample_steps
+        x = initial_noise(seed, sizes.horizon, sizes.action_dim)
+        free, line, kept = np.ones((sizes.horizon, 1), np.float32), np.zeros_like(x), x[:0]
         if tie is not None:
-            planned, free = tie.planned(body, action, present_state(state)), tie.free(body.horizon)
+            planned = tie.planned(self.embodiment, self.spec.action, present_state(state))
+            planned, free = padded_to(planned, sizes.action_dim), tie.free(sizes.horizon)
             start, kept = x.copy(), planned[: tie.frozen]
             start[: len(planned)] = planned
             if tie.rule == "line":
@@ -239,14 +246,13 @@ class PolicyRuntime:
             spent += self.seconds[SYSTEM_1_STEP]
         self.seconds[SYSTEM_1_STEP] = spent
         x[: len(kept)] = kept
-        return body.decode_action(action.denormalize(x), present_state(state))
+        return self._decoded(x, state)
 
     def _state(self, state: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        return (
-            {}
-            if self.spec.state is None
-            else {"state": self.spec.state.normalize(self.spec.embodiment.encode_state(state))[None]}
-        )
+        if self.spec.state is None:
+            return {}
+        known = self.spec.state.normalize(self.embodiment.encode_state(state))
+        return {"state": padded_to(known, self.embodiment.network.state_dim)[None]}
 
     def _named(self, name: str, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = [output.name for output in self._sessions[name].get_outputs()]
