@@ -191,8 +191,8 @@ def _bodies(
 
 def _tagged(name: str, tag: str, tags: Mapping[str, Tag]) -> tuple[int, BodyStatistics]:
     if tag not in tags:
-        known = f"it has {', '.join(sorted(tags)) or 'none'}"
-        raise ConfigError(f"the checkpoint has no statistics of the tag '{tag}'{nearest(tag, list(tags))}; {known}")
+        known = f"(of: {', '.join(sorted(tags)) or 'none'}){nearest(tag, list(tags))}"
+        raise ConfigError(f"the checkpoint has no statistics of the tag '{tag}' {known}")
     found = tags[tag]
     if found.body is None:
         raise ConfigError(f"{found.why}; name its slot by number to have normalised numbers")
