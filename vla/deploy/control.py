@@ -158,12 +158,12 @@ class Controller:
         Raises:
             DataError: it does not fit; the one before stays, and grows old.
         """
-        with self._lock:
-            now = self._clock()
-            seen = dict(observation)
-            if self._history is not None and np.ndim(seen.get("state", 0)) == 1:
+        seen, now = dict(observation), self._clock()
+        if self._history is not None and np.ndim(seen.get("state", 0)) == 1:
+            with self._lock:
                 seen["state"] = self._history.add(seen["state"], now)
-            self.policy.check(seen)
+        self.policy.check(seen)
+        with self._lock:
             self._seen = _Seen(seen, now)
 
     def think(self) -> bool:
