@@ -6,7 +6,6 @@ They hold and check; reading, decoding and computing is left to the rooms that n
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +29,7 @@ KEY_PATTERN = re.compile(r"[a-z0-9_]+-[0-9a-f]{12}-[0-9]{4}")
 """What a sample's key in a shard looks like: corpus, digest of the clip id, part."""
 
 NAME_PATTERN = re.compile(r"[a-z0-9_]+")
-_MOST_STATES = 1024
+_MOST_STATES, _MOST_STEPS = 1024, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +196,11 @@ class Embodiment:
         if self.state_dim < 0 or self.action_dim < fewest or self.horizon < 1 or not self.rate_hz > 0:
             raise DataError(f"embodiment '{self.name}': sizes {self.to_dict()} are not positive")
         most = _MOST_STATES if self.state_dim else 1
-        if self.state_history not in range(1, most + 1) or not 0 <= self.state_gap_s < math.inf:
+        steps = self.state_gap_s * self.rate_hz
+        if self.state_history not in range(1, most + 1) or not 0 <= steps <= _MOST_STEPS:
             raise DataError(
-                f"embodiment '{self.name}': a history is of 1 .. {most} states, seconds apart, got "
-                f"{self.state_history} and {self.state_gap_s}"
+                f"embodiment '{self.name}': a history is of 1 .. {most} states, up to {_MOST_STEPS:,} steps apart, got "
+                f"{self.state_history} and {self.state_gap_s} s"
             )
         if self.declaration is not None:
             self._check_declaration(self.declaration)

@@ -42,6 +42,7 @@ SLOTS = {
 }
 """Slots of tags in the release, for those that a checkpoint's own table does not have."""
 _KNOWN = {"delta_indices", "modality_keys", "sin_cos_embedding_keys", "mean_std_embedding_keys", "action_configs"}
+_MOST_STEPS = 100_000
 _REPS, _TYPES = ("RELATIVE", "DELTA", "ABSOLUTE"), ("EEF", "NON_EEF")
 _FORMATS = ("DEFAULT", "XYZ_ROT6D", "XYZ_ROTVEC")
 
@@ -54,6 +55,8 @@ class _Options:
     clip: bool
     sin_cos: bool
     relative: bool
+    odd: str
+    """What is asked for and not read here; empty for nothing."""
 
 
 def read_processor(folder: str, slot: Embodiment, n_slots: int, state_history: int) -> dict[str, Tag]:
@@ -78,32 +81,33 @@ def read_processor(folder: str, slot: Embodiment, n_slots: int, state_history: i
     kwargs = _map(_map(files.read_json(paths[CONFIG_FILE]), CONFIG_FILE).get("processor_kwargs"), "processor_kwargs")
     statistics = _map(files.read_json(paths[STATISTICS_FILE]), STATISTICS_FILE)
     own = _map(files.read_json(paths[SLOTS_FILE]), SLOTS_FILE) if SLOTS_FILE in there else {}
-    configs = _map(kwargs.get("modality_configs"), "modality_configs")
-    flags = {
-        name: _flag(kwargs, name, default)
-        for name, default in (
-            ("use_percentiles", False),
-            ("clip_outliers", True),
-            ("apply_sincos_state_encoding", False),
-            ("use_relative_action", False),
-        )
-    }
-    options = _Options(**dict(zip(("percentiles", "clip", "sin_cos", "relative"), flags.values(), strict=True)))
-    odd = [name for name in ("use_tactile", "exclude_state", "use_mean_std") if _flag(kwargs, name, False)]
+    configs, options = _map(kwargs.get("modality_configs"), "modality_configs"), _options(kwargs)
     found = {}
     for tag in sorted(set(configs) & set(statistics)):
         index = {**SLOTS, **own}.get(tag)
-        if type(index) is not int or not 0 <= index < n_slots:
+        if index is not None and (type(index) is not int or not 0 <= index < n_slots):
             raise DataError(f"tag '{tag}': {SLOTS_FILE} gives it the slot {index!r}, there are 0 to {n_slots - 1}")
         try:
-            if odd:
-                raise UnreadableTagError(f"{odd[0]} is not read here")
+            if index is None or options.odd:
+                raise UnreadableTagError(
+                    "no slot is known for it" if index is None else f"{options.odd} is not read here"
+                )
             facts = (_map(configs[tag], f"tag '{tag}'"), _map(statistics[tag], f"tag '{tag}', statistics"))
-            body = _body(tag, facts, options, slot, state_history)
-            found[tag] = Tag(index=index, body=body)
+            found[tag] = Tag(index=index, body=_body(tag, facts, options, slot, state_history))
         except UnreadableTagError as error:
-            found[tag] = Tag(index=index, body=None, why=f"tag '{tag}': {error}")
+            found[tag] = Tag(index=-1, body=None, why=f"tag '{tag}': {error}")
     return found
+
+
+def _options(kwargs: Mapping[str, Any]) -> _Options:
+    odd = [name for name in ("use_tactile", "exclude_state", "use_mean_std") if _flag(kwargs, name, False)]
+    return _Options(
+        percentiles=_flag(kwargs, "use_percentiles", False),
+        clip=_flag(kwargs, "clip_outliers", True),
+        sin_cos=_flag(kwargs, "apply_sincos_state_encoding", False),
+        relative=_flag(kwargs, "use_relative_action", False),
+        odd=odd[0] if odd else "",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +192,8 @@ def _body(
 def _history(tag: str, steps: list[int], state_history: int) -> dict[str, Any]:
     """Returns how many states are given, one step being one second, since rates are in no file."""
     gap = steps[-1] - steps[-2] if len(steps) > 1 else 0
+    if any(abs(step) > _MOST_STEPS for step in steps):
+        raise DataError(f"tag '{tag}': state delta_indices go beyond {_MOST_STEPS} steps")
     if len(steps) != state_history or steps != [gap * (k + 1 - len(steps)) for k in range(len(steps))] or gap < 0:
         raise UnreadableTagError(
             f"its states are of the steps {steps[:4]}, the head takes {state_history}, evenly apart"

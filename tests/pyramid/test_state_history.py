@@ -85,6 +85,9 @@ def test_what_is_no_state_and_what_is_no_history_are_refused() -> None:
             body(**bad)
     with pytest.raises(DataError, match="a history is of 1"):
         body(state_gap_s=-1.0)
+    for gap_s in (1e300, float("nan")):
+        with pytest.raises(DataError, match="up to 1,000,000 steps apart"):
+            body(state_history=2, state_gap_s=gap_s)
 
 
 def test_a_body_without_a_history_is_told_as_it_always_was() -> None:

@@ -311,6 +311,7 @@ def _told(d: dict[str, Any]) -> dict[str, Any]:
         (lambda d: (_config(d).update(use_relative_action=False), _tag(d)["action"].update(delta_indices=[*range(7)])),
          "chunks of 7 steps, the checkpoint's have 6"),
         (lambda d: _tag(d)["state"].update(delta_indices=[0, 0]), "name one step twice"),
+        (lambda d: _tag(d)["state"].update(delta_indices=[-(10**30), 0]), "delta_indices go beyond 100000 steps"),
         (lambda d: _tag(d)["state"].update(delta_indices=[0.5]), "state delta_indices must be a list"),
     ],
 )  # fmt: skip
@@ -364,14 +365,15 @@ def test_without_statistics_nothing_changes(n1_7: Path) -> None:
         read(n1_7, slots={"arm": TAG})
 
 
-def test_two_tags_of_one_slot_have_a_copy_each(n1_7: Path) -> None:
+def test_two_tags_of_one_slot_have_a_copy_each(n1_7: Path, caplog: pytest.LogCaptureFixture) -> None:
     documents = n1_7_documents()
     for document in (_config(documents)["modality_configs"], documents["statistics.json"]):
-        document["simpler_env_widowx"] = copy.deepcopy(document[TAG])
-        document["nowhere_said"] = {"state": {}} if "state" in document[TAG]["state"] else copy.deepcopy(document[TAG])
-    documents["statistics.json"].pop("nowhere_said")
+        document["simpler_env_widowx"] = document["of_no_slot"] = copy.deepcopy(document[TAG])
+    documents["statistics.json"]["only_there"] = {}
+    documents["embodiment_id.json"]["simpler_env_widowx"] = 1
     policy = read(Path(written(n1_7, documents)))
     assert sorted(policy.embodiments) == ["libero_sim", "simpler_env_widowx", "slot_0", "slot_2"]
+    assert "tag 'of_no_slot': no slot is known for it" in caplog.text
     seen = states(0)
     assert np.array_equal(asked(policy, seen, TAG, 0), asked(policy, seen, "simpler_env_widowx", 0))
 
