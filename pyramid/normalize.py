@@ -36,6 +36,10 @@ class Normalizer:
     """Whether normalised values are limited to [-1, 1]; of a mixed one, for each dimension."""
     switches: tuple[int, ...] = ()
     """Dimensions that are on or off: they normalise to 1 or -1, and come back as one of their two values."""
+    bounded: bool | tuple[bool, ...] = False
+    """Whether values are limited to [-1, 1] on the way back, too, as in GR00T N1.7; of a mixed one, by dimension."""
+    halves: tuple[int, ...] = ()
+    """Dimensions that are 1 above one half and else 0, either way (``binary`` of GR00T N1 and N1.5)."""
 
     @property
     def width(self) -> int:
@@ -53,6 +57,16 @@ class Normalizer:
         return np.broadcast_to(np.asarray(self.clip, bool), (self.width,))
 
     @property
+    def bounds(self) -> NDArray[np.bool_]:
+        """Bool [D]: dimensions that are limited to [-1, 1] on the way back."""
+        return np.broadcast_to(np.asarray(self.bounded, bool), (self.width,))
+
+    @property
+    def halved(self) -> NDArray[np.bool_]:
+        """Bool [D]: dimensions that are 1 above one half and else 0."""
+        return np.isin(np.arange(self.width), self.halves)
+
+    @property
     def switched(self) -> NDArray[np.bool_]:
         """Bool [D]: dimensions that are on or off."""
         return np.isin(np.arange(self.width), self.switches)
@@ -63,12 +77,17 @@ class Normalizer:
         scale = np.where(self.scale == 0, 1, self.scale)
         out = np.where(self.scale == 0, 0, (np.asarray(x, np.float32) - self.center) / scale)
         out = np.where(self.clipped, np.clip(out, -1, 1), out)
-        return self._sided(out).astype(np.float32)
+        return self._halved(self._sided(out)).astype(np.float32)
 
     def denormalize(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """Maps normalised values [..., D] (with steps [..., T, D]) back to physical units, float32, the same shape."""
         self._check(x)
-        return (self._sided(np.asarray(x, np.float32)) * self.scale + self.center).astype(np.float32)
+        out = np.asarray(x, np.float32)
+        out = np.where(self.bounds, np.clip(out, -1, 1), out)
+        return self._halved(self._sided(out) * self.scale + self.center).astype(np.float32)
+
+    def _halved(self, x: NDArray[Any]) -> NDArray[Any]:
+        return np.where(self.halved, x > 0.5, x) if self.halves else x
 
     def _sided(self, x: NDArray[Any]) -> NDArray[Any]:
         return np.where(self.switched & (self.scale != 0), np.where(x < 0, -1, 1), x) if self.switches else x
@@ -84,8 +103,10 @@ class Normalizer:
             "kind": self.kind,
             "center": self.center.astype(float).tolist(),
             "scale": self.scale.astype(float).tolist(),
-            "clip": self.clip if isinstance(self.clip, bool) else list(self.clip),
+            "clip": _plain(self.clip),
             **({"switches": list(self.switches)} if self.switches else {}),
+            **({"bounded": _plain(self.bounded)} if np.any(self.bounded) else {}),
+            **({"halves": list(self.halves)} if self.halves else {}),
         }
 
     @classmethod
@@ -103,12 +124,23 @@ class Normalizer:
             )
         if data["kind"] not in get_args(NormalizerKind):
             raise DataError(f"unknown normaliser kind '{data['kind']}'")
-        clip, switches = data["clip"], tuple(int(d) for d in data.get("switches", ()))
-        width = center.shape[-1]
-        if (isinstance(clip, list) and len(clip) != width) or any(not 0 <= d < width for d in switches):
-            raise DataError(f"a normaliser of {width} dimensions cannot have clip {clip} and switches {switches}")
-        each = tuple(bool(one) for one in clip) if isinstance(clip, list) else bool(clip)
-        return cls(data["kind"], center, scale, each, switches)
+        clip, bounded, width = data["clip"], data.get("bounded", False), center.shape[-1]
+        switches, halves = (tuple(int(d) for d in data.get(name, ())) for name in ("switches", "halves"))
+        wrong = any(isinstance(one, list) and len(one) != width for one in (clip, bounded))
+        if wrong or any(not 0 <= d < width for d in (*switches, *halves)):
+            raise DataError(
+                f"a normaliser of {width} dimensions cannot have clip {clip}, switches {switches}, bounded {bounded} "
+                f"and halves {halves}"
+            )
+        return cls(data["kind"], center, scale, _each(clip), switches, _each(bounded), halves)
+
+
+def _plain(flags: bool | tuple[bool, ...]) -> bool | list[bool]:
+    return flags if isinstance(flags, bool) else list(flags)
+
+
+def _each(flags: Any) -> bool | tuple[bool, ...]:
+    return tuple(bool(one) for one in flags) if isinstance(flags, list) else bool(flags)
 
 
 def fit_normalizer(values: NDArray[Any], kind: NormalizerKind) -> Normalizer:

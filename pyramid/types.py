@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyramid.actions import BodySpec, ChunkCodec
+from pyramid.actions import BodySpec, ChunkCodec, StateHistory
+from pyramid.actions.history import past_steps
 from pyramid.config import from_dict, to_dict
 from pyramid.errors import ConfigError, DataError
 from pyramid.normalize import Normalizer
@@ -28,6 +29,7 @@ KEY_PATTERN = re.compile(r"[a-z0-9_]+-[0-9a-f]{12}-[0-9]{4}")
 """What a sample's key in a shard looks like: corpus, digest of the clip id, part."""
 
 NAME_PATTERN = re.compile(r"[a-z0-9_]+")
+_MOST_STATES, _MOST_STEPS = 1024, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,13 @@ class Embodiment:
     """What its actions are: measured, latent, inferred by an inverse dynamics model, or not there at all."""
     declaration: BodySpec | None = field(default=None, hash=False)
     """Its parts and how a network is given them; None gives it the numbers as they are. May be given as plain data."""
+    state_history: int = 1
+    """States that a network is given, oldest first, the present one last; 1 .. 1024, above 1 only with a state."""
+    state_gap_s: float = 0.0
+    """Seconds between them, rounded to whole steps; 0 without a history, or where nobody says."""
+    padded: tuple[int, ...] = ()
+    """State dimensions, action dimensions and steps of the network where it has more than the body: the rest is filled
+    with zeros and left out of answers, as in published checkpoints. Empty: as many as the body."""
 
     def __post_init__(self) -> None:
         """Refuses names and sizes that cannot be a network's slot, and declarations of another size."""
@@ -186,8 +195,23 @@ class Embodiment:
         fewest = 0 if self.label == "video" else 1
         if self.state_dim < 0 or self.action_dim < fewest or self.horizon < 1 or not self.rate_hz > 0:
             raise DataError(f"embodiment '{self.name}': sizes {self.to_dict()} are not positive")
+        most = _MOST_STATES if self.state_dim else 1
+        steps = self.state_gap_s * self.rate_hz
+        if self.state_history not in range(1, most + 1) or not 0 <= steps <= _MOST_STEPS:
+            raise DataError(
+                f"embodiment '{self.name}': a history is of 1 .. {most} states, up to {_MOST_STEPS:,} steps apart, got "
+                f"{self.state_history} and {self.state_gap_s} s"
+            )
         if self.declaration is not None:
             self._check_declaration(self.declaration)
+        if self.padded:
+            self._check_padding()
+
+    def _check_padding(self) -> None:
+        object.__setattr__(self, "padded", tuple(self.padded))
+        least = (*self.encoded, self.horizon)
+        if len(self.padded) != 3 or any(type(n) is not int or n < m for n, m in zip(self.padded, least, strict=False)):
+            raise DataError(f"embodiment '{self.name}': padded to {self.padded}, its encoded sizes are {least}")
 
     def _check_declaration(self, spec: BodySpec) -> None:
         for what, declared, found in (
@@ -210,12 +234,38 @@ class Embodiment:
         return None if self.declaration is None else ChunkCodec(self.declaration)
 
     @property
+    def encoded(self) -> tuple[int, int]:
+        """Dimensions of encoded states and actions, without padding."""
+        return (self.state_dim, self.action_dim) if self.codec is None else self.codec.widths
+
+    @property
     def network(self) -> Embodiment:
-        """The sizes that a network sees: those of encoded states and actions."""
-        if self.codec is None:
+        """The sizes that a network sees: those of encoded states and actions, and of what they are padded to."""
+        if self.codec is None and not self.padded:
             return self
-        sizes = {"state_dim": self.codec.state_width, "action_dim": self.codec.action_width}
-        return replace(self, declaration=None, **sizes)  # type: ignore[arg-type]
+        state, action, steps = self.padded or (*self.encoded, self.horizon)
+        return replace(self, declaration=None, padded=(), state_dim=state, action_dim=action, horizon=steps)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of the states of a sample: ``(S,)``, or with a history ``(H, S)``."""
+        return (self.state_dim,) if self.state_history == 1 else (self.state_history, self.state_dim)
+
+    @property
+    def state_steps(self) -> NDArray[np.int64]:
+        """Steps after the present (0 or less) of each state of a sample, int64 [H], oldest first."""
+        return past_steps(self.state_history, self.state_gap_s, self.rate_hz)
+
+    def history(self) -> StateHistory:
+        """Returns what keeps the states of this body in a control loop, spaced as in training.
+
+        Raises:
+            DataError: nobody says how far apart they are.
+        """
+        if self.state_history > 1 and not self.state_gap_s:
+            raise DataError(f"embodiment '{self.name}' takes {self.state_history} states, how far apart is not known")
+        gap_s = int(self.state_steps[-1] - self.state_steps[-2]) / self.rate_hz if self.state_history > 1 else 0.0
+        return StateHistory(self.state_dim, n=self.state_history, gap_s=gap_s)
 
     def check_statistics(self, state: Normalizer | None, action: Normalizer) -> None:
         """Refuses normalisers of another body, another declaration or another horizon.
@@ -223,19 +273,19 @@ class Embodiment:
         Raises:
             DataError: what differs is named.
         """
-        sizes = self.network
-        if action.width != sizes.action_dim or (sizes.state_dim and state is None):
-            wanted = f"{sizes.state_dim} and {sizes.action_dim} dimensions"
+        state_dim, action_dim = self.encoded
+        if action.width != action_dim or (state_dim and state is None):
+            wanted = f"{state_dim} and {action_dim} dimensions"
             raise DataError(f"embodiment '{self.name}': no statistics for its {wanted}")
         if action.steps not in (0, self.horizon):
             found = f"action statistics have {action.steps} steps, its chunks {self.horizon}"
             raise DataError(f"embodiment '{self.name}': {found}; they are of another config")
-        if state is not None and state.width != sizes.state_dim:
+        if state is not None and state.width != state_dim:
             found = f"state statistics have {state.width} dimensions"
-            raise DataError(f"embodiment '{self.name}': {found}, not {sizes.state_dim}")
+            raise DataError(f"embodiment '{self.name}': {found}, not {state_dim}")
 
     def encode_state(self, state: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Maps states [..., S] to what a network is given, float32 [..., E], not yet normalised."""
+        """Maps states [..., S] to what a network is given, float32 [..., E], not yet normalised; each for itself."""
         return np.asarray(state, np.float32) if self.codec is None else self.codec.encode_state(state)
 
     def encode_action(
@@ -245,13 +295,19 @@ class Embodiment:
         return np.asarray(action, np.float32) if self.codec is None else self.codec.encode_action(action, state, valid)
 
     def decode_action(self, encoded: NDArray[np.floating], state: NDArray[np.floating] | None) -> NDArray[np.float32]:
-        """Maps what a network gave, denormalised, [..., T, E], to actions float32 [..., T, D]; ``state``: [..., S]."""
+        """Maps what a network gave, denormalised, [..., T, E], to actions float32 [..., T, D]; ``state``: [..., S].
+
+        ``state`` is the present one alone, as in `encode_action`.
+        """
         return np.asarray(encoded, np.float32) if self.codec is None else self.codec.decode_action(encoded, state)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         spec = plain.pop("declaration")
+        for name in ("state_history", "state_gap_s", "padded"):  # One without is told as it always was.
+            if plain[name] == type(self).__dataclass_fields__[name].default:
+                del plain[name]
         return plain if spec is None else {**plain, "declaration": to_dict(spec)}
 
 

@@ -24,7 +24,7 @@ from pyramid.types import Embodiment
 from vla.backbones.spans import image_mask
 from vla.config import HeadConfig
 
-__all__ = ["ActionHead", "PreparedContext", "build_action_head"]
+__all__ = ["ActionHead", "PreparedContext", "build_action_head", "check_histories"]
 
 
 @dataclass(frozen=True)
@@ -301,6 +301,20 @@ class ActionHead(nn.Module):
         # Zeroed before the encoder too: a NaN in an unread branch of `where` would still poison the gradient.
         encoded = self.state_encoder(torch.where(known[:, None], state, 0.0), embodiment)
         return torch.where(known[:, None], encoded, self.unknown_state)
+
+
+def check_histories(config: HeadConfig, embodiments: Mapping[str, Embodiment]) -> None:
+    """Refuses embodiments whose samples hold another number of states than a head encodes.
+
+    Raises:
+        ConfigError: the first of them is named, and where both numbers are set.
+    """
+    for name, body in embodiments.items():
+        if body.state_dim and body.state_history != config.state_history:
+            raise ConfigError(
+                f"embodiment '{name}' comes with {body.state_history} states a sample (state_history in the mixture), "
+                f"the policy encodes {config.state_history} (policy.head.state_history): set both to the same"
+            )
 
 
 def _check_horizon(name: str, embodiment: Embodiment, config: HeadConfig) -> None:

@@ -112,7 +112,8 @@ those of the training data: measure with `pyramid evaluate vla` before it moves 
 def _bodies(policy: Described) -> str:
     kinds = {"action": "measured", "pseudo": "inferred", "latent": "latent"}
     return "\n".join(
-        f"| {name} | {kinds[e.label]} | {e.state_dim} | {e.action_dim} | {e.horizon} | {e.rate_hz:g} Hz |"
+        f"| {name} | {kinds[e.label]} | {' x '.join(map(str, e.state_shape))} | {e.action_dim} | {e.horizon} | "
+        f"{e.rate_hz:g} Hz |"
         for name, e in sorted(policy.embodiments.items())
     )
 

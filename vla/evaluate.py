@@ -115,8 +115,8 @@ def evaluate_batches(policy: Policy, batches: Iterable[Sequence[Group]], *, seed
         acting = [group for group in batch if group.action.shape[-1]]  # Videos have no actions to compare with.
         for group, encoded in zip(acting, encode_groups(policy, acting) if acting else [], strict=True):
             generator = torch_generator(seed, "evaluate", step, group.embodiment)
-            width = policy.embodiments[group.embodiment].network.action_dim
-            noise = torch.randn((*group.action.shape[:2], width), generator=generator)
+            sizes = policy.embodiments[group.embodiment].network
+            noise = torch.randn((len(group.action), sizes.horizon, sizes.action_dim), generator=generator)
             prepared = policy.prepare(encoded, group.state, group.state_known, group.embodiment)
             action = policy.sample(prepared, noise.to(group.action), group.embodiment, group.state)
             found[group.embodiment].append(tuple(t.cpu().numpy() for t in (action, group.action, group.mask)))

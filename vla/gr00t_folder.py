@@ -2,13 +2,15 @@
 
 The sizes of the backbone are not in the checkpoints of N1 and N1.5 (they are in the publisher's repository), so they
 come from a preset or the caller; every weight has to fit them. Facts are those of the public configurations and code of
-N1, N1.5 and N1.7. Of N1.6 only the head is read (`vla.gr00t.read_head`): the code of its backbone is not free.
+N1, N1.5 and N1.7. What a folder says of its embodiments is read by `vla.gr00t_processor` and `vla.gr00t_metadata`. Of
+N1.6 only the head is read (`vla.gr00t.read_head`): the code of its backbone is not free.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,20 +19,24 @@ from torch import Tensor
 
 from pyramid import files
 from pyramid.config import resolve
-from pyramid.errors import ConfigError, DataError
+from pyramid.errors import ConfigError, DataError, nearest
 from pyramid.nn.published import slot_name
 from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
 from vla.backbone import build_backbone
 from vla.backbones.eagle import eagle_weights
 from vla.backbones.weights import read_weights
-from vla.config import BackboneConfig, PolicyConfig, VLAConfig
+from vla.config import BackboneConfig, HeadConfig, PolicyConfig, VLAConfig
 from vla.gr00t import head_weights, read_sizes
+from vla.gr00t_body import Tag
+from vla.gr00t_metadata import Layout, read_metadata
+from vla.gr00t_processor import read_processor
 from vla.policy import Policy
 from vla.processor import BodyStatistics
 
 __all__ = ["PublishedFolder", "read_folder", "read_policy"]
 
+_LOG = logging.getLogger("pyramid.vla")
 _CONFIG = "config.json"
 _EAGLE = {"n1": "backbone.model.", "n1_5": "backbone.eagle_model."}
 _PROJECTION = {"n1": "backbone.linear.", "n1_5": "backbone.eagle_linear."}
@@ -84,21 +90,29 @@ def read_folder(folder: str) -> PublishedFolder:
 
 
 def read_policy(
-    folder: str, *, backbone: BackboneConfig | None = None, slots: Mapping[str, int] | None = None
+    folder: str,
+    *,
+    backbone: BackboneConfig | None = None,
+    slots: Mapping[str, int | str] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
 ) -> Policy:
     """Reads a downloaded checkpoint into a policy that does what its version does (`HeadConfig.compatibility`).
 
-    States and actions are the normalised ones of the checkpoint, as wide as its largest: the statistics of a body are
-    the business of whoever maps its dimensions.
+    An embodiment whose statistics are in the checkpoint speaks physical units: its state and its actions are the
+    numbers of the checkpoint's groups, in their order. Others have the normalised ones, as wide as the checkpoint's
+    largest.
 
     Args:
         folder: downloaded checkpoint.
         backbone: sizes of its backbone, with the tokenizer that belongs to it; None for the preset of its version.
-        slots: the embodiments to keep, our names -> index of the slot; None keeps all as ``slot_0``, ``slot_1``, ...
+        slots: the embodiments to keep, our names -> tag, in physical units, or index of the slot, normalised. None
+            keeps every tag that can be read by its name, and as ``slot_0``, ``slot_1``, ... the slots that none has.
+        layouts: of N1 and N1.5, tag -> its groups and how they are scaled, which their folders do not say.
 
     Raises:
-        DataError: something is missing, damaged, or of no release; it is named.
-        ConfigError: the backbone's sizes are not those of the weights, or there is no such slot.
+        DataError: something is missing, damaged, contradicts itself, or is of no release; it is named.
+        ConfigError: the backbone's sizes are not those of the weights, there is no such slot or tag, or a tag that is
+            asked for cannot be read.
     """
     found = read_folder(folder)
     if found.version not in _PRESETS:
@@ -110,10 +124,18 @@ def read_policy(
     built, tokenizer = build_backbone(sizes)
     if built.width != width:
         raise ConfigError(f"'{folder}': the head takes context of width {width}, the backbone gives {built.width}")
-    policy = Policy(PolicyConfig(backbone=sizes, head=head_config), _bodies(bodies, slots), built, tokenizer)
+    tags = _tags(folder, found.version, head_config, list(bodies.values()), layouts or {})
+    chosen = _chosen(tags, len(bodies)) if slots is None else slots
+    known = _bodies(list(bodies.values()), tags, chosen)
+    policy = Policy(
+        PolicyConfig(backbone=sizes, head=head_config),
+        {name: body for name, (_, body) in known.items()},
+        built,
+        tokenizer,
+    )
     weights = {f"backbone.model.{name}": tensor for name, tensor in _backbone(found).items()}
     every = {f"head.{n}": t for n, t in head_weights(policy.head, found.head, list(bodies)).items()}
-    kept = _kept(every, slots)
+    kept = _kept(every, {name: index for name, (index, _) in known.items()})
     _load(policy, weights | kept, folder)
     return policy.eval()
 
@@ -133,26 +155,58 @@ def _backbone(found: PublishedFolder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if not _UNUSED.search(name)}
 
 
-def _bodies(published: Mapping[str, Embodiment], slots: Mapping[str, int] | None) -> dict[str, BodyStatistics]:
-    chosen = {name: i for i, name in enumerate(published)} if slots is None else slots
-    known = list(published.values())
+def _tags(
+    folder: str, version: str, head: HeadConfig, slots: Sequence[Embodiment], layouts: Mapping[str, Layout]
+) -> dict[str, Tag]:
+    if version == "n1_7":
+        return read_processor(folder, slots[0], len(slots), head.state_history)
+    return read_metadata(folder, version, slots[0], len(slots), layouts)
+
+
+def _chosen(tags: Mapping[str, Tag], n_slots: int) -> dict[str, int | str]:
+    """Returns what is kept where nobody chooses: tags that can be read, and the slots that none of them has."""
+    read = {name: tag.index for name, tag in tags.items() if tag.body is not None}
+    for tag in tags.values():
+        if tag.body is None:
+            _LOG.warning("%s; its slot keeps the checkpoint's normalised numbers", tag.why)
+    rest = {slot_name(i): i for i in range(n_slots) if i not in read.values()}
+    return {**{name: name for name in read}, **rest}
+
+
+def _bodies(
+    slots: Sequence[Embodiment], tags: Mapping[str, Tag], chosen: Mapping[str, int | str]
+) -> dict[str, tuple[int, BodyStatistics]]:
+    """Returns slot and normalisers of the embodiments to keep, by our names."""
     out = {}
-    for name, index in chosen.items():
-        if not 0 <= index < len(known):
-            raise ConfigError(f"the checkpoint has no slot {index} for '{name}': its slots are 0 to {len(known) - 1}")
-        body = replace(known[index], name=name)
-        out[name] = BodyStatistics(body, _as_it_is(body.state_dim), _as_it_is(body.action_dim))
+    for name, which in chosen.items():
+        if isinstance(which, str):
+            out[name] = _tagged(name, which, tags)
+            continue
+        if not 0 <= which < len(slots):
+            raise ConfigError(f"the checkpoint has no slot {which} for '{name}': its slots are 0 to {len(slots) - 1}")
+        body = replace(slots[which], name=name)
+        out[name] = which, BodyStatistics(body, _as_it_is(body.state_dim), _as_it_is(body.action_dim))
     return out
+
+
+def _tagged(name: str, tag: str, tags: Mapping[str, Tag]) -> tuple[int, BodyStatistics]:
+    if tag not in tags:
+        known = f"(of: {', '.join(sorted(tags)) or 'none'}){nearest(tag, list(tags))}"
+        raise ConfigError(f"the checkpoint has no statistics of the tag '{tag}' {known}")
+    found = tags[tag]
+    if found.body is None:
+        raise ConfigError(f"{found.why}; name its slot by number to have normalised numbers")
+    body = found.body.embodiment
+    spec = None if body.declaration is None else replace(body.declaration, name=name)
+    return found.index, replace(found.body, embodiment=replace(body, name=name, declaration=spec))
 
 
 def _as_it_is(dims: int) -> Normalizer:
     return Normalizer("identity", np.zeros(dims, np.float32), np.ones(dims, np.float32))
 
 
-def _kept(weights: Mapping[str, Tensor], slots: Mapping[str, int] | None) -> dict[str, Tensor]:
-    """Leaves out slots that are not wanted, and gives the others our names."""
-    if slots is None:
-        return dict(weights)
+def _kept(weights: Mapping[str, Tensor], slots: Mapping[str, int]) -> dict[str, Tensor]:
+    """Leaves out slots that are not wanted, and gives the others our names; those of one slot have a copy each."""
     out = {name: tensor for name, tensor in weights.items() if ".slots.for_" not in name}
     for body, index in slots.items():
         theirs = f".slots.for_{slot_name(index)}."

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from pyramid.actions import StateHistory
 from pyramid.config import from_dict, provenance, to_dict
 from pyramid.errors import ConfigError, DataError
 from pyramid.nn.checkpoint import load_model_files, save_model
@@ -24,13 +25,13 @@ from pyramid.nn.hub import local_folder, push_folder
 from pyramid.nn.realtime import RealTimeChunk
 from pyramid.rng import seed_of
 from pyramid.types import Embodiment
-from vla.action_head import PreparedContext, build_action_head
+from vla.action_head import PreparedContext, build_action_head, check_histories
 from vla.backbone import Backbone, build_backbone, restore_backbone
 from vla.config import PolicyConfig
 from vla.deploy.execution import Inpainting
 from vla.features import FeatureCache
 from vla.objectives.check import BatchCheck
-from vla.observation import initial_noise, read_observation
+from vla.observation import initial_noise, padded_to, read_observation
 from vla.processor import BodyStatistics, Processor
 from vla.text import tokenizer_from_json, tokenizer_to_json
 
@@ -46,7 +47,11 @@ def build_policy(config: PolicyConfig, bodies: Mapping[str, BodyStatistics], *, 
         config: sizes.
         bodies: the embodiments it is to know, with their normalisers.
         seed: decides the fresh weights, alone; torch's global generator is left as it was.
+
+    Raises:
+        ConfigError: an embodiment comes with another number of states than the head encodes.
     """
+    check_histories(config.head, {name: body.embodiment for name, body in bodies.items()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "policy weights"))
         backbone, tokenizer = build_backbone(config.backbone)
@@ -102,11 +107,12 @@ class Policy(nn.Module):
             seed: decides the fresh weights, alone.
 
         Raises:
-            ConfigError: it is declared already, its chunks are too long, it has too few cameras, or `like` has other
-                sizes. The policy stays as it was.
+            ConfigError: it is declared already, its chunks are too long, it has too few cameras or another
+                number of states, or `like` has other sizes. The policy stays as it was.
         """
         name = body.embodiment.name
         _check_views(self.config.backbone.n_views, {name: body})
+        check_histories(self.config.head, {name: body.embodiment})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "policy weights", name))
             self.head.add_embodiment(body.embodiment.network, like=like)
@@ -134,7 +140,7 @@ class Policy(nn.Module):
     def prepare(
         self, encoded: tuple[Tensor, Tensor], state: Tensor, state_known: Tensor | None, embodiment: str
     ) -> PreparedContext:
-        """Prepares the head for an encoded observation; `state`: float32 [B, S] in physical units."""
+        """Prepares the head for an encoded observation; `state`: float32 [B, S] or [B, H, S] in physical units."""
         context, mask = encoded
         return self.head.prepare(context, mask, self.processor.state(state, embodiment), state_known, embodiment)
 
@@ -152,7 +158,8 @@ class Policy(nn.Module):
             prepared: from `prepare`.
             noise: float32 [B, T, E], standard normal, in the sizes of `Embodiment.network`.
             embodiment: whose actions.
-            state: float32 [B, S], physical units: what delta and relative actions begin from; others do without.
+            state: float32 [B, S], physical units: what delta and relative actions begin from (of [B, H, S] the last);
+                others do without.
             chunk: the chunk under way, encoded and normalised as for training; None for none. `act` makes it.
 
         Returns:
@@ -176,7 +183,8 @@ class Policy(nn.Module):
         """Returns the next actions.
 
         Args:
-            observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units.
+            observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units;
+                of an embodiment with a history [H, S], as `history` keeps them.
             embodiment: a declared embodiment; None for the only one.
             seed: decides the noise that the sample starts from.
             tie: the chunk under way that the new one is to continue, as `PolicyRuntime.chunk` takes it; None for none.
@@ -190,18 +198,26 @@ class Policy(nn.Module):
         """
         body = self.processor.body(embodiment).embodiment
         size = self.config.backbone
-        seen = read_observation(observation, n_views=size.n_views, size_px=size.image_size_px, state_dim=body.state_dim)
+        states = {"state_dim": body.state_dim, "state_history": body.state_history}
+        seen = read_observation(observation, n_views=size.n_views, size_px=size.image_size_px, **states)
         device = self.head.position.device
         encoded = self.encode(torch.from_numpy(seen.images)[None].to(device), [seen.text])
         state = torch.from_numpy(seen.state)[None].to(device)
         prepared = self.prepare(encoded, state, None, body.name)
-        noise = torch.from_numpy(initial_noise(seed, body.horizon, body.network.action_dim))[None].to(device)
+        sizes = body.network
+        noise = torch.from_numpy(initial_noise(seed, sizes.horizon, sizes.action_dim))[None].to(device)
         chunk = None
         if tie is not None:
-            planned = torch.from_numpy(tie.planned(body, self.processor.body(body.name).action, seen.state))
+            planned = torch.from_numpy(
+                padded_to(tie.planned(body, self.processor.body(body.name).action, seen.present), sizes.action_dim)
+            )
             frozen = min(tie.frozen, len(planned))
             chunk = RealTimeChunk(previous=planned[None].to(noise), frozen=frozen, rule=tie.rule, ramp_rate=tie.ramp)
         return self.sample(prepared, noise, body.name, state, chunk)[0].cpu().numpy()
+
+    def history(self, embodiment: str | None = None) -> StateHistory:
+        """Returns what keeps an embodiment's states in a control loop, for the observations of `act`; see there."""
+        return self.processor.body(embodiment).embodiment.history()
 
     def check(self, *, require_text: bool = True) -> BatchCheck:
         """Returns what batches must be for this policy."""

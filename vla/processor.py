@@ -20,7 +20,7 @@ from pyramid.normalize import Normalizer
 from pyramid.types import Embodiment
 from vla.text import encode_texts
 
-__all__ = ["BodyStatistics", "Processor", "denormalize", "normalize", "read_bodies"]
+__all__ = ["BodyStatistics", "Processor", "denormalize", "normalize", "present", "read_bodies"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,14 @@ class BodyStatistics:
         self.embodiment.check_statistics(self.state, self.action)
 
     def encode_state(self, state: Tensor) -> Tensor:
-        """Maps states float [B, S], physical units, to what a network is given: normalised, [B, E]."""
+        """Maps states float [B, S], physical units, to what a network is given: normalised, [B, E].
+
+        States of a history, [B, H, S], each for itself: [B, H, E].
+        """
         if self.state is None:
-            return state[:, :0]
+            return state[..., :0]
         known = state if self.embodiment.codec is None else _like(self.embodiment.encode_state(_array(state)), state)
-        return normalize(self.state, known)
+        return _padded(normalize(self.state, known), self.embodiment.network.state_dim)
 
     def encode_action(self, action: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps action chunks to what a network is taught.
@@ -51,7 +54,7 @@ class BodyStatistics:
         Args:
             action: float [B, T, D], physical units.
             mask: bool [B, T, D]: False for padding.
-            state: float [B, S], physical units, at the chunks' starts.
+            state: float [B, S], physical units, at the chunks' starts; of a history [B, H, S] the last is taken.
 
         Returns:
             Normalised actions float [B, T, E], and their mask bool [B, T, E].
@@ -59,23 +62,28 @@ class BodyStatistics:
         Raises:
             DataError: values that are not finite, or delta or relative actions without a state.
         """
-        codec = self.embodiment.codec
+        codec, sizes = self.embodiment.codec, self.embodiment.network
         if codec is None:
-            return normalize(self.action, action), mask
+            taught = normalize(self.action, action)
+            return _padded(taught, sizes.action_dim, sizes.horizon), _padded(mask, sizes.action_dim, sizes.horizon)
         keep: NDArray[np.bool_] = mask.cpu().numpy()
-        encoded = codec.encode_action(_array(action), _array(state), np.asarray(keep.any(-1)))
-        return normalize(self.action, _like(encoded, action)), torch.from_numpy(codec.encode_mask(keep)).to(mask.device)
+        encoded = codec.encode_action(_array(action), _array(present(state)), np.asarray(keep.any(-1)))
+        taught, counted = normalize(self.action, _like(encoded, action)), torch.from_numpy(codec.encode_mask(keep))
+        both = (taught, counted.to(mask.device))
+        return _padded(both[0], sizes.action_dim, sizes.horizon), _padded(both[1], sizes.action_dim, sizes.horizon)
 
     def decode_action(self, action: Tensor, state: Tensor | None) -> Tensor:
         """Maps a network's actions [B, T, E] to float32 [B, T, D]; these and ``state`` [B, S] in physical units.
 
+        Of a history [B, H, S] the last state is taken.
+
         Raises:
             DataError: delta or relative actions without a state.
         """
-        physical = denormalize(self.action, action.float())
+        physical = denormalize(self.action, action.float()[..., : self.embodiment.horizon, : self.action.width])
         if self.embodiment.codec is None:
             return physical
-        known = None if state is None else _array(state)
+        known = None if state is None else _array(present(state))
         return _like(self.embodiment.decode_action(_array(physical), known), physical)
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,8 +157,20 @@ class Processor:
         return torch.from_numpy(ids[:, :length]), torch.from_numpy(mask[:, :length])
 
     def state(self, state: Tensor, embodiment: str) -> Tensor:
-        """Encodes and normalises states float32 [B, S]; an embodiment without state gives [B, 0]."""
+        """Encodes and normalises states float32 [B, S] or [B, H, S]; an embodiment without state gives [B, 0]."""
         return self.body(embodiment).encode_state(state)
+
+
+def present(state: Tensor) -> Tensor:
+    """Returns the present states [B, S] of [B, S] or of histories [B, H, S], whose last they are."""
+    return state[:, -1] if state.ndim == 3 else state
+
+
+def _padded(x: Tensor, width: int, steps: int = 0) -> Tensor:
+    """Returns [..., T, D] with zeros up to so many dimensions, and steps if more are given."""
+    missing = max(steps - x.shape[-2], 0) if steps else 0
+    more = width - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, more, 0, missing)) if more or missing else x
 
 
 def normalize(normalizer: Normalizer, x: Tensor) -> Tensor:
@@ -158,13 +178,21 @@ def normalize(normalizer: Normalizer, x: Tensor) -> Tensor:
     center, scale = _tensors(normalizer, x)
     constant = scale == 0
     out = torch.where(constant, torch.zeros_like(x), (x - center) / torch.where(constant, 1.0, scale))
-    return _sided(normalizer, torch.where(_flags(normalizer.clipped, x), out.clamp(-1, 1), out))
+    return _halved(normalizer, _sided(normalizer, _limited(normalizer.clipped, out)))
 
 
 def denormalize(normalizer: Normalizer, x: Tensor) -> Tensor:
     """Does to a float tensor [..., D] what `Normalizer.denormalize` does to an array, on the tensor's device."""
     center, scale = _tensors(normalizer, x)
-    return _sided(normalizer, x) * scale + center
+    return _halved(normalizer, _sided(normalizer, _limited(normalizer.bounds, x)) * scale + center)
+
+
+def _limited(dims: NDArray[np.bool_], x: Tensor) -> Tensor:
+    return torch.where(_flags(dims, x), x.clamp(-1, 1), x) if dims.any() else x
+
+
+def _halved(normalizer: Normalizer, x: Tensor) -> Tensor:
+    return torch.where(_flags(normalizer.halved, x), (x > 0.5).to(x), x) if normalizer.halves else x
 
 
 def _sided(normalizer: Normalizer, x: Tensor) -> Tensor:

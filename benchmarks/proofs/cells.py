@@ -14,6 +14,7 @@ from proofs.config import ProofConfig
 from proofs.corpus import BODY, corpus_of
 
 from pyramid import files
+from pyramid.actions import StateHistory
 from pyramid.config import dump_yaml, to_dict
 from pyramid.jobs import Outcome, Unit
 from pyramid.rng import seed_of
@@ -47,6 +48,10 @@ class Robot:
     def act(self, observation: Mapping[str, Any], *, seed: int = 0) -> NDArray[np.float32]:
         """Returns the next actions; see `pyramid.sim.Player`."""
         return self._policy.act(observation, embodiment=BODY, seed=seed)
+
+    def history(self) -> StateHistory:
+        """Returns what keeps the states that the policy takes."""
+        return self._policy.history(BODY)
 
 
 def run_labels(task: Task) -> Outcome:

@@ -4,6 +4,7 @@ Nothing here knows torch: training and robot run the same code. Statistics are l
 """
 
 from pyramid.actions.chunks import ChunkCodec
+from pyramid.actions.history import StateHistory
 from pyramid.actions.spec import ActionPart, BodySpec, StatePart
 
-__all__ = ["ActionPart", "BodySpec", "ChunkCodec", "StatePart"]
+__all__ = ["ActionPart", "BodySpec", "ChunkCodec", "StateHistory", "StatePart"]

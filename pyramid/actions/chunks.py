@@ -59,6 +59,11 @@ class ChunkCodec:
         """Encoded dimensions of the action."""
         return len(self.action_columns)
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Encoded dimensions of state and action."""
+        return self.state_width, self.action_width
+
     def encode_state(self, state: NDArray[np.floating]) -> NDArray[np.float32]:
         """Maps states [..., S] to float32 [..., E].
 

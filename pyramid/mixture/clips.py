@@ -54,9 +54,12 @@ class Wanted:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def rows(self, horizon: int) -> NDArray[np.int64]:
-        """Returns the rows of each item's chunk, int64 [n, horizon]; past the end of the clip its last."""
-        found: NDArray[np.int64] = np.minimum(self.steps[:, None] + np.arange(horizon), self.lengths[:, None] - 1)
+    def rows(self, after: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows so many steps ``after`` [m] each item's, int64 [n, m].
+
+        Before the beginning of the clip (``after`` may be negative) it is its first, past its end its last.
+        """
+        found: NDArray[np.int64] = np.clip(self.steps[:, None] + after, 0, self.lengths[:, None] - 1)
         return found
 
 
@@ -131,19 +134,19 @@ class ClipCache:
         while len(self._last) > _LAST_SAMPLES:
             self._last.popitem(last=False)
 
-    def take(self, want: Wanted, horizon: int) -> tuple[NDArray[np.bool_], NDArray[np.float32], int | None]:
+    def take(self, want: Wanted, after: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32], int | None]:
         """Copies the frames that are held, and says what to decode.
 
         Args:
             want: items; the frames of those that are held are filled in.
-            horizon: rows of a chunk.
+            after: rows of an item, int64 [k]: steps after its own.
 
         Returns:
-            Which items are held, bool [n]; their rows, float32 [m, horizon, W]; and one clip of the others that the
+            Which items are held, bool [n]; their rows, float32 [m, k, W]; and one clip of the others that the
             caller is to `decode`, or None if there is none that no other process is decoding.
         """
         if not self.frames:
-            none = np.zeros((0, horizon, self.width), np.float32)
+            none = np.zeros((0, len(after), self.width), np.float32)
             return np.zeros(len(want), bool), none, int(want.clips[0]) if len(want) else None
         with self._lock:
             starts = self._starts[want.clips] - 1
@@ -152,7 +155,7 @@ class ClipCache:
             for place, picture in zip(found.at.tolist(), (at + found.frames).tolist(), strict=True):
                 want.images[place] = self._pictures[picture]
             self._counts[_USED] += len(found)
-            return held, self._rows[at[:, None] + found.rows(horizon)], self._claim(want[~held])
+            return held, self._rows[at[:, None] + found.rows(after)], self._claim(want[~held])
 
     def _claim(self, want: Wanted) -> int | None:
         now = time.monotonic()

@@ -58,7 +58,7 @@ class Filling:
     def advance(self) -> bool:
         """Copies what is held and decodes a clip of what is not; returns whether there was anything to do."""
         left = self._want[self._left]
-        held, rows, clip = self.source.cache.take(left, self.source.embodiment.horizon)
+        held, rows, clip = self.source.cache.take(left, self.source.after)
         self._write(self._left[held], rows)
         self._left = self._left[~held]
         if clip is not None:
@@ -84,10 +84,10 @@ class Filling:
             return
         finally:
             source.cache.release(clip)
-        self._write(numbers, None if rows is None else rows[want.rows(source.embodiment.horizon)])
+        self._write(numbers, None if rows is None else rows[want.rows(source.after)])
 
     def _write(self, numbers: NDArray[np.int64], rows: NDArray[np.float32] | None) -> None:
-        """Writes the actions of samples whose frames are there; ``rows`` [n, H, D + S] are the measured ones."""
+        """Writes the actions of samples whose frames are there; ``rows`` [n, k, D + S] are those of `Source.after`."""
         if self.source.measured and rows is not None:
             self._write_measured(numbers, rows)
             return
@@ -98,11 +98,13 @@ class Filling:
                 self.failed.append(number)
 
     def _write_measured(self, numbers: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        want, width, arrays = self._want[numbers], self.source.embodiment.action_dim, self.slots.arrays
-        there = (np.arange(rows.shape[1]) < (want.lengths - want.steps)[:, None])[..., None]
-        action, state = np.where(there, rows[..., :width], np.float32(0)), rows[:, 0, width:]
-        arrays["action"][want.at], arrays["mask"][want.at], arrays["state"][want.at] = action, there, state
-        finite = np.isfinite(action).all((1, 2)) & np.isfinite(state).all(1)
+        want, body, arrays = self._want[numbers], self.source.embodiment, self.slots.arrays
+        chunk, width = rows[:, -body.horizon :], body.action_dim
+        there = (np.arange(body.horizon) < (want.lengths - want.steps)[:, None])[..., None]
+        action, states = np.where(there, chunk[..., :width], np.float32(0)), rows[:, : body.state_history, width:]
+        arrays["action"][want.at], arrays["mask"][want.at] = action, there
+        arrays["state"][want.at] = states.reshape(len(states), *body.state_shape)
+        finite = np.isfinite(action).all((1, 2)) & np.isfinite(states).all((1, 2))
         self.failed += numbers[~finite].tolist()
 
     def put(self, number: int, clip: int, chunk: Chunk, image: NDArray[np.uint8]) -> None:

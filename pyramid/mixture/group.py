@@ -48,7 +48,8 @@ class Group:
     text: tuple[str, ...]
     """Instructions, B."""
     state: Tensor
-    """float32 [B, S], physical units; S = 0 without proprioception."""
+    """float32 [B, S], physical units; S = 0 without proprioception. In a mixture with a history [B, H, S]: the last
+    states, oldest first, of embodiments that have any."""
     state_known: Tensor
     """bool [B]: False where there is no state."""
     action: Tensor
@@ -106,7 +107,7 @@ def shapes(body: Embodiment, n: int, size_px: int, *, future: bool = False) -> d
         "images": views,
         "action": (torch.float32, chunk),
         "mask": (torch.bool, chunk),
-        "state": (torch.float32, (n, body.state_dim)),
+        "state": (torch.float32, (n, *body.state_shape)),
         "state_known": (torch.bool, (n,)),
         "weight": (torch.float32, (n,)),
         "position": (torch.int64, (n,)),

@@ -41,7 +41,7 @@ class Chunk:
     mask: NDArray[np.bool_]
     """bool [H]: False past the end of the clip, and where the filter refuses a label."""
     state: NDArray[np.float32]
-    """float32 [S], physical units; S = 0 without proprioception."""
+    """float32 [S], or with a history [H, S], oldest first; physical units; S = 0 without proprioception."""
     quality: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """What a labeler says of it: ``action_std`` float32 [H, D], ``recon_gain`` float32 [], ``codes`` int64 [C]."""
 
@@ -84,7 +84,10 @@ class Source:
         self._ends = np.cumsum(self._sizes)
         self.measured = measured
         """Whether its actions were measured."""
-        self.embodiment = declared(self._embodiment(mixture.horizon), spec, mixture.body(spec), name)
+        self.embodiment = declared(self._embodiment(mixture), spec, mixture.body(spec), name)
+        past = self.embodiment.state_steps[:-1]
+        self.after: NDArray[np.int64] = np.concatenate([past, np.arange(self.embodiment.horizon)])
+        """Rows that belong to an item, int64 [k]: steps after its own, those of past states first, then the chunk's."""
         self._frames, self._spread = self.clips.column("frames").astype(np.int64), mixture.shuffle_frames
         self.order = ItemOrder(
             mixture.seed,
@@ -141,14 +144,15 @@ class Source:
         seconds = (1 if body.label == "latent" else body.horizon) / body.rate_hz
         return Size(len(self), seconds * rate, seconds)
 
-    def _embodiment(self, horizon: int) -> Embodiment:
+    def _embodiment(self, mixture: MixtureSpec) -> Embodiment:
+        horizon = mixture.horizon
         suffix = "" if self.spec.use == "action" else f"_{self.spec.use}"
         name = self.spec.embodiment or "_".join(self.clips.distinct("embodiment")) + suffix
         if self.spec.use == "video":
             rate = 1 / self._future_s
             return Embodiment(name=name, state_dim=0, action_dim=0, horizon=1, rate_hz=rate, label="video")
         if self.labels is None:
-            return self._measured(name, horizon)
+            return self._measured(name, mixture)
         table = self.labels.first_table()
         column = table["latent" if self.spec.use == "latent" else "action"]
         width = len(column[0].as_py())
@@ -165,7 +169,7 @@ class Source:
         rate = float(self.labels.metadata.get("config", {}).get("rate_hz", self.clips.distinct("rate_hz")[0]))
         return Embodiment(name=name, state_dim=0, action_dim=width, horizon=horizon, rate_hz=rate, label="pseudo")
 
-    def _measured(self, name: str, horizon: int) -> Embodiment:
+    def _measured(self, name: str, mixture: MixtureSpec) -> Embodiment:
         sizes = {column: self.clips.distinct(column) for column in ("action_dim", "state_dim", "rate_hz")}
         for column, found in sizes.items():
             if len(found) > 1:
@@ -173,13 +177,16 @@ class Source:
                     f"source '{self.name}': {column} is {found[0]} in one clip and {found[-1]} in another; "
                     "make a source of each"
                 )
+        state_dim = int(sizes["state_dim"][0])
         return Embodiment(
             name=name,
-            state_dim=int(sizes["state_dim"][0]),
+            state_dim=state_dim,
             action_dim=int(sizes["action_dim"][0]),
-            horizon=horizon,
+            horizon=mixture.horizon,
             rate_hz=float(sizes["rate_hz"][0]),
             label="action",
+            state_history=mixture.state_history if state_dim else 1,
+            state_gap_s=mixture.state_gap_s if state_dim else 0.0,
         )
 
     def label_of(self, clip: int) -> str:
@@ -253,7 +260,12 @@ class Source:
         """
         sample = self.sample(clip)
         rows = self.measured_rows(sample)
-        chunk = self.chunk(clip, step, None if rows is None else rows[step : step + self.embodiment.horizon])
+        body = self.embodiment
+        if rows is None:
+            chunk = self.chunk(clip, step)
+        else:
+            past = rows[np.maximum(step + body.state_steps, 0), body.action_dim :]
+            chunk = self.chunk(clip, step, rows[step : step + body.horizon], past.reshape(body.state_shape))
         return chunk, square_frames(sample, [self.frame_of(clip, step)], self._size_px)[0]
 
     def later(self, clip: int, step: int) -> NDArray[np.uint8] | None:
@@ -281,13 +293,20 @@ class Source:
         """Returns the frame at which a step of a clip begins."""
         return step if self.labels is None else self.labels.frame(clip, step)
 
-    def chunk(self, clip: int, step: int, rows: NDArray[np.float32] | None = None) -> Chunk:
+    def chunk(
+        self,
+        clip: int,
+        step: int,
+        rows: NDArray[np.float32] | None = None,
+        states: NDArray[np.float32] | None = None,
+    ) -> Chunk:
         """Returns what is to be learned at a step.
 
         Args:
             clip: the clip.
             step: its step.
             rows: of measured actions, actions and states from the step on, float32 [n, D + S].
+            states: beside them the state, float32 [S], or with a history [H, S].
 
         Raises:
             DataError: they are not finite, or the labels are not what they were.
@@ -296,11 +315,11 @@ class Source:
         if body.label == "video":
             return Chunk(np.zeros((body.horizon, 0), np.float32), np.zeros(body.horizon, bool), state)
         quality: dict[str, NDArray[Any]] = {}
-        if rows is not None:
-            if not np.isfinite(rows[:, : body.action_dim]).all() or not np.isfinite(rows[0]).all():
+        if rows is not None and states is not None:
+            if not np.isfinite(rows[:, : body.action_dim]).all() or not np.isfinite(states).all():
                 where = f"source '{self.name}': clip {self.clips.key(clip)}"
                 raise DataError(f"{where} has actions or states that are not finite numbers")
-            values, state, ok = rows[:, : body.action_dim], rows[0, body.action_dim :], np.ones(len(rows), bool)
+            values, state, ok = rows[:, : body.action_dim], states, np.ones(len(rows), bool)
         else:
             assert self.labels is not None  # noqa: S101
             n = 1 if body.label == "latent" else body.horizon

@@ -202,6 +202,11 @@ class MixtureSpec:
     future_s: float = 0.0
     """Each sample comes with the frame that many seconds later, where its clip has one; 0 reads none. Needed with
     ``use: video``."""
+    state_history: int = 1
+    """States that each sample of a robot holds, oldest first, the present one last; before a clip's first state, that
+    one stands. Needs a policy with as many (``head.state_history``)."""
+    state_gap_s: float = 0.0
+    """Seconds between them, rounded to whole steps of a clip, at least one; goes with a history."""
     seed: int = 0
     """Decides the order within each source."""
     cache_mb: int = 4096
@@ -250,6 +255,7 @@ class MixtureSpec:
     def _check_numbers(self) -> None:
         least = {
             "horizon": 1,
+            "state_history": 1,
             "window_shards": 1,
             "shuffle_frames": 1,
             "cache_mb": 0,
@@ -261,6 +267,11 @@ class MixtureSpec:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
         if not 0 <= self.future_s < math.inf:
             raise ValueError(f"future_s must be a number of seconds from 0 on, got {self.future_s}")
+        if not 0 <= self.state_gap_s < math.inf or (self.state_history > 1) != (self.state_gap_s > 0):
+            raise ValueError(
+                "state_history above 1 and state_gap_s, above 0, go together: how many states, how far apart; got "
+                f"{self.state_history} and {self.state_gap_s}"
+            )
         if not 0 <= self.max_bad_share < 1:
             raise ValueError(f"max_bad_share must be in [0, 1), got {self.max_bad_share}")
         if not 0 <= self.alpha <= 2:
@@ -401,6 +412,8 @@ def describe(spec: MixtureSpec) -> dict[str, Any]:
             for name in ("declaration", "actions"):
                 if not source[name]:
                     del source[name]
-    if not data["future_s"]:  # A mixture without has the digest that it always had.
-        del data["future_s"]
+    # A mixture without has the digest that it always had.
+    for name, without in (("future_s", 0.0), ("state_history", 1), ("state_gap_s", 0.0)):
+        if data[name] == without:
+            del data[name]
     return {key: value for key, value in data.items() if key not in _DECIDES_NOTHING}

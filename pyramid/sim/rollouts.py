@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyramid import files
+from pyramid.actions import StateHistory
 from pyramid.config import to_dict
 from pyramid.errors import DataError
 from pyramid.jobs import Outcome, Unit, run_job
 from pyramid.rng import seed_of
-from pyramid.sim.config import CAMERAS
+from pyramid.sim.config import CAMERAS, CONTROL_HZ
 from pyramid.sim.env import ACTION_DIM, MAX_STEPS, MetaWorldEnv
 from pyramid.sim.looks import LOOKS, Look
 from pyramid.sim.plan import PARTS
@@ -28,15 +29,28 @@ _STARTS_PER_UNIT = 5
 
 
 class Player(Protocol):
-    """A policy as it is deployed: `vla.policy.Policy` and `vla.deploy.runtime.Runtime` are two."""
+    """A policy as it is deployed: `vla.policy.Policy` and `vla.deploy.runtime.PolicyRuntime` are two.
+
+    One with a method ``history``, as both have, is given the states that it asks for with it: the last ones as they
+    were at the steps of the episode, where it takes more than one.
+    """
 
     def act(self, observation: Mapping[str, Any], *, seed: int = 0) -> NDArray[np.float32]:
         """Returns the next actions, float32 [T, 4].
 
         Args:
-            observation: ``images`` uint8 [1, H, W, 3] RGB, ``text`` str, ``state`` float32 [4].
+            observation: ``images`` uint8 [1, H, W, 3] RGB, ``text`` str, ``state`` float32 [4], or the last [n, 4].
             seed: decides what is drawn at random.
         """
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A player that says which past states it takes."""
+
+    def history(self) -> StateHistory:
+        """Returns what keeps them in a control loop, empty."""
         ...
 
 
@@ -128,7 +142,8 @@ def rollout(
     Raises:
         DataError: the player's answer is no chunk of finite actions of this robot.
     """
-    state, done = env.reset(seed), 0
+    done, history = 0, player.history() if isinstance(player, Remembering) else StateHistory(ACTION_DIM)
+    state = history.add(env.reset(seed), 0.0)
     while done < config.max_steps:
         observation = {"images": draw()[None], "text": env.instruction, "state": state}
         chunk = player.act(observation, seed=seed_of(seed, "noise", done))
@@ -139,7 +154,8 @@ def rollout(
             )
         for action in chunk[: config.execute]:
             step = env.step(action)
-            state, done = step.state, done + 1
+            done += 1
+            state = history.add(step.state, done / CONTROL_HZ)
             if step.success:
                 return True, done
             if done == config.max_steps:

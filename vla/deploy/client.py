@@ -68,7 +68,8 @@ class PolicyClient:
 
         Args:
             observation: ``video`` {camera: uint8 [B, T, H, W, 3] RGB}, ``state`` {key: float32 [B, T, D] in physical
-                units}, ``language`` {key: [[str]]}; T is 1.
+                units}, ``language`` {key: [[str]]}; T is 1, of states as many as `modality_config` has
+                ``delta_indices`` (steps after the present, oldest first; `pyramid.actions.StateHistory` keeps them).
             options: ``seed`` int decides the noise that the sample starts from.
 
         Returns:

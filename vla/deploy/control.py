@@ -123,6 +123,7 @@ class Controller:
 
     Raises:
         ConfigError: real-time chunking without the graphs for it.
+        DataError: the policy takes several states, and does not say how far apart.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Controller:
             policy.spec.action, margin=self.config.margin, change=self.config.change, body=policy.embodiment
         )
         self._player = ChunkPlayer(self.config.ensemble_decay if self.config.execution == "ensemble" else None)
+        self._history = policy.history() if policy.embodiment.state_history > 1 else None
         self._lock = threading.Lock()
         self._seen: _Seen | None = None
         self._context: _Context | None = None
@@ -151,12 +153,18 @@ class Controller:
     def observe(self, observation: Mapping[str, Any]) -> None:
         """Takes in the newest observation, as `PolicyRuntime.act` takes it.
 
+        Of a policy with a history of states, ``state`` is the present one, float [S]: the past ones are kept here.
+
         Raises:
             DataError: it does not fit; the one before stays, and grows old.
         """
-        self.policy.check(observation)
+        seen, now = dict(observation), self._clock()
+        if self._history is not None and np.ndim(seen.get("state", 0)) == 1:
+            with self._lock:
+                seen["state"] = self._history.add(seen["state"], now)
+        self.policy.check(seen)
         with self._lock:
-            self._seen = _Seen(dict(observation), self._clock())
+            self._seen = _Seen(seen, now)
 
     def think(self) -> bool:
         """Has System 2 look at the newest observation; returns False when there is no new one."""

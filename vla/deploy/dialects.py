@@ -4,7 +4,8 @@ Dialect ``n1_5``: flat keys ``video.<camera>``, ``state.<key>``, ``annotation.<k
 ``action.<key>``. Dialect ``n1_6`` (N1.6, N1.7): nested maps under ``observation``; the answer is ``[actions, note]``.
 Facts are those of the public code of N1.5 and N1.7; bytes are `vla.deploy.protocol`'s, sockets the server's.
 
-Shapes: B observations in a message, T = 1 time step, H W pixels, N chunk steps, D dimensions of one key.
+Shapes: B observations in a message, T time steps (1; of states as many as the policy takes), H W pixels, N chunk steps,
+D dimensions of one key.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Interface:
     """Height and width that the policy takes."""
     horizon: int
     """Steps per chunk."""
+    state_steps: tuple[int, ...] = (0,)
+    """Steps after the present (0 or less) of each state of an observation, oldest first."""
     resize: bool = False
     """Whether views of another size are scaled (the aspect ratio is not kept); else they are refused."""
 
@@ -83,6 +86,7 @@ def default_interface(spec: DeploySpec, *, resize: bool = False) -> Interface:
         languages=LANGUAGE_KEYS,
         size_px=spec.image_size_px,
         horizon=e.horizon,
+        state_steps=tuple(e.state_steps.tolist()),
         resize=resize,
     )
 
@@ -113,6 +117,7 @@ def read_interface(path: str, spec: DeploySpec, *, resize: bool = False) -> Inte
         languages=(*dict.fromkeys((*notes, *LANGUAGE_KEYS)),),
         size_px=spec.image_size_px,
         horizon=e.horizon,
+        state_steps=tuple(e.state_steps.tolist()),
         resize=resize,
     )
 
@@ -156,7 +161,7 @@ def modality_config(interface: Interface, dialect: Dialect) -> dict[str, Modalit
     now, steps = [0], list(range(interface.horizon))
     keys = {
         "video": (now, interface.cameras),
-        "state": (now, tuple(interface.state)),
+        "state": (list(interface.state_steps), tuple(interface.state)),
         "action": (steps, tuple(interface.action)),
         "language": (now, interface.languages[:1]),
     }
@@ -217,7 +222,8 @@ def _rows(parts: dict[str, dict[str, Any]], interface: Interface, batched: bool)
     _refuse_names("camera", parts["video"], interface.cameras)
     _refuse_names("state", parts["state"], tuple(interface.state))
     views = [_view(name, parts["video"][name], batched) for name in interface.cameras]
-    states = {n: _state(n, parts["state"][n], span, batched) for n, span in interface.state.items()}
+    n_states = len(interface.state_steps)
+    states = {n: _state(n, parts["state"][n], (n_states, *span), batched) for n, span in interface.state.items()}
     sizes = {len(array) for array in (*views, *states.values())}
     if len(sizes) != 1 or not 1 <= (size := sizes.pop()) <= MAX_BATCH:
         raise DataError(f"all arrays need the same B of 1 to {MAX_BATCH}")
@@ -225,9 +231,10 @@ def _rows(parts: dict[str, dict[str, Any]], interface: Interface, batched: bool)
     width = sum(last - first for first, last in interface.state.values())
     rows = []
     for row in range(size):
-        state = np.zeros(width, np.float32)
+        state = np.zeros((n_states, width), np.float32)
         for name, (first, last) in interface.state.items():
-            state[first:last] = states[name][row]
+            state[:, first:last] = states[name][row]
+        state = state if n_states > 1 else state[0]
         images = _stack([view[row] for view in views], interface)
         rows.append({"images": images, "text": texts[row], **({"state": state} if width else {})})
     return rows
@@ -252,17 +259,17 @@ def _view(name: str, value: Any, batched: bool) -> NDArray[np.uint8]:
     return array[:, 0]
 
 
-def _state(name: str, value: Any, span: Span, batched: bool) -> NDArray[Any]:
-    size = span[1] - span[0]
-    want = f"float [B, 1, {size}]" if batched else f"float [1, {size}]"
+def _state(name: str, value: Any, sizes: tuple[int, int, int], batched: bool) -> NDArray[Any]:
+    steps, size = sizes[0], sizes[2] - sizes[1]
+    want = f"float [B, {steps}, {size}]" if batched else f"float [{steps}, {size}]"
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fi":
         raise DataError(f"state '{name}' must be {want} in physical units, got {_kind(value)}")
     array = value if batched else value[None]
-    if array.ndim != 3 or array.shape[1:] != (1, size):
+    if array.ndim != 3 or array.shape[1:] != (steps, size):
         raise DataError(f"state '{name}' must be {want}, got {_kind(value)}")
     with np.errstate(over="ignore"):
-        array = array[:, 0].astype(np.float32)
-    if not (finite := np.isfinite(array).all(0)).all():
+        array = array.astype(np.float32)
+    if not (finite := np.isfinite(array).all((0, 1))).all():
         raise DataError(f"state '{name}' is not finite in dimensions {np.flatnonzero(~finite).tolist()}")
     return array
 

@@ -3,7 +3,7 @@
 Which checkpoint is exported, and the proof that it is right, are `vla.deploy.export`'s.
 
 Shapes: B batch (dynamic), V views, H W pixels, T text tokens, L context tokens, C context width, S state dimensions,
-N chunk steps, D action dimensions.
+N chunk steps, D action dimensions. With a history of H states, these are [B, H, S].
 """
 
 from __future__ import annotations

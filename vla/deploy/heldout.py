@@ -82,7 +82,7 @@ def read_samples(mixture: str, policy: Policy, embodiment: str, *, split: Split,
 def _samples(group: Group) -> Iterator[Sample]:
     for row in range(len(group.text)):
         observation: dict[str, Any] = {"images": group.images[row].numpy(), "text": group.text[row]}
-        if group.state.shape[1]:
+        if group.state.shape[-1]:
             if not group.state_known[row]:
                 continue
             observation["state"] = group.state[row].numpy()
@@ -128,7 +128,7 @@ def calibration_feeds(
 
 def _inputs(policy: Policy, embodiment: str, sample: Sample, index: int, *, trim: bool) -> SeededObservation:
     body, steps = policy.processor.body(embodiment).embodiment, policy.config.head.sample_steps
-    noise = torch.from_numpy(initial_noise(index, body.horizon, body.network.action_dim))[None]
+    noise = torch.from_numpy(initial_noise(index, body.network.horizon, body.network.action_dim))[None]
     system1: tuple[torch.Tensor, ...] = (noise,)
     if body.state_dim:
         state = torch.from_numpy(np.asarray(sample.observation["state"], np.float32))[None]

@@ -53,7 +53,7 @@ class SeededObservation:
     system2: tuple[Tensor, ...]
     """Images uint8 [B, V, H, W, 3], text ids int64 [B, T], text mask bool [B, T]."""
     system1: tuple[Tensor, ...]
-    """Noise float32 [B, N, D] and, for an embodiment with state, normalised state float32 [B, S]."""
+    """Noise float32 [B, N, D] and, for an embodiment with state, normalised state float32 [B, S] or [B, H, S]."""
     bucket: Tensor
     """Time buckets int64 [B], for a single denoising step."""
 
@@ -86,7 +86,7 @@ def seeded_observation(
     lengths = draw.integers(0, max(size.max_text_tokens - around, 0) + 1, batch)
     texts = [bytes(draw.choice(letters, n)).decode() for n in lengths]
     noise = torch.from_numpy(draw.standard_normal((batch, body.horizon, body.action_dim), dtype=np.float32))
-    state = torch.from_numpy(draw.standard_normal((batch, body.state_dim), dtype=np.float32))
+    state = torch.from_numpy(draw.standard_normal((batch, *body.state_shape), dtype=np.float32))
     system1 = (noise, state) if body.state_dim else (noise,)
     bucket = torch.from_numpy(draw.integers(0, TIME_BUCKETS, batch))
     text = policy.processor.text(texts, trim=trim)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pyramid import files
+from pyramid.actions import StateHistory
 from pyramid.errors import ConfigError, DataError, nearest
 from pyramid.types import Embodiment
 from vla.deploy.execution import Inpainting
 from vla.deploy.spec import SYSTEM_1, SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2, DeploySpec, read_spec
-from vla.observation import Observation, initial_noise, read_observation
+from vla.observation import Observation, initial_noise, padded_to, present_state, read_observation
 from vla.text import encode_texts, tokenizer_from_json
 
 __all__ = ["PROVIDERS", "Encoded", "PolicyRuntime", "choose_providers", "open_session"]
@@ -121,7 +122,8 @@ class PolicyRuntime:
         """Returns the next actions.
 
         Args:
-            observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units.
+            observation: ``images`` uint8 [V, H, W, 3] RGB, ``text`` str, ``state`` float32 [S] in physical units;
+                of an embodiment with a history [H, S], as `history` keeps them.
             seed: decides the noise that the sample starts from.
 
         Returns:
@@ -140,7 +142,8 @@ class PolicyRuntime:
         found: dict[str, Any] = {"images": np.zeros(shape, np.uint8), "text": ""}
         if spec.state is not None:
             middle = spec.state.center
-            found["state"] = middle if body.codec is None else body.codec.decode_state(middle)
+            state = middle if body.codec is None else body.codec.decode_state(middle)
+            found["state"] = np.broadcast_to(state, body.state_shape)
         return found
 
     def check(self, observation: Mapping[str, Any]) -> Observation:
@@ -149,8 +152,18 @@ class PolicyRuntime:
         Raises:
             DataError: the observation does not fit what policy.json declares.
         """
-        spec, size = self.spec, self.spec.embodiment.state_dim
-        return read_observation(observation, n_views=spec.n_views, size_px=spec.image_size_px, state_dim=size)
+        spec, body = self.spec, self.embodiment
+        return read_observation(
+            observation,
+            n_views=spec.n_views,
+            size_px=spec.image_size_px,
+            state_dim=body.state_dim,
+            state_history=body.state_history,
+        )
+
+    def history(self) -> StateHistory:
+        """Returns what keeps the states of the robot in a control loop, for the observations of `act`."""
+        return self.embodiment.history()
 
     def encode(self, observation: Mapping[str, Any]) -> Encoded:
         """Runs what depends on views and text alone: System 2, and the keys and values of System 1's cross-attention.
@@ -170,14 +183,19 @@ class PolicyRuntime:
 
         Args:
             encoded: what `encode` returned.
-            state: float32 [S], physical units; None for an embodiment without one.
+            state: float32 [S], or with a history [H, S], physical units; None for an embodiment without one.
             seed: decides the noise that the sample starts from.
             tie: the old chunk that the new one is to continue; needs the single-step graphs.
 
         Returns:
             float32 [N, D], physical units.
+
+        Raises:
+            DataError: a state of another shape.
         """
         values = np.zeros(0, np.float32) if state is None else np.asarray(state, np.float32)
+        if values.shape != self.embodiment.state_shape:
+            raise DataError(f"the state must be float {list(self.embodiment.state_shape)}, got {list(values.shape)}")
         if not encoded.key_values:
             if tie is not None:
                 raise ConfigError("this folder has no single-step graphs: export with --single-step")
@@ -192,20 +210,27 @@ class PolicyRuntime:
         return Encoded(self._named(SYSTEM_2, {"images": seen.images[None], "text_ids": ids, "text_mask": mask}))
 
     def _sample(self, encoded: Encoded, state: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-        body = self.spec.embodiment
-        noise = initial_noise(seed, body.horizon, body.network.action_dim)
+        sizes = self.embodiment.network
+        noise = initial_noise(seed, sizes.horizon, sizes.action_dim)
         feed = {**encoded.feed, "noise": noise[None], **self._state(state)}
-        return body.decode_action(self.spec.action.denormalize(self._run(SYSTEM_1, feed)[0][0]), state)
+        return self._decoded(self._run(SYSTEM_1, feed)[0][0], state)
+
+    def _decoded(self, sampled: NDArray[np.float32], state: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Maps what the network gave to physical units; what is padding is left out."""
+        body, action = self.embodiment, self.spec.action
+        kept = sampled[: body.horizon, : action.width]
+        return body.decode_action(action.denormalize(kept), present_state(state))
 
     def _denoise(
         self, encoded: Encoded, state: NDArray[np.float32], seed: int, tie: Inpainting | None
     ) -> NDArray[np.float32]:
         """Takes the Euler steps one by one, so that each can be tied to the chunk before."""
-        body, action, steps = self.spec.embodiment, self.spec.action, self.spec.sample_steps
-        x = initial_noise(seed, body.horizon, body.network.action_dim)
-        free, line, kept = np.ones((body.horizon, 1), np.float32), np.zeros_like(x), x[:0]
+        sizes, steps = self.embodiment.network, self.spec.sample_steps
+        x = initial_noise(seed, sizes.horizon, sizes.action_dim)
+        free, line, kept = np.ones((sizes.horizon, 1), np.float32), np.zeros_like(x), x[:0]
         if tie is not None:
-            planned, free = tie.planned(body, action, state), tie.free(body.horizon)
+            planned = tie.planned(self.embodiment, self.spec.action, present_state(state))
+            planned, free = padded_to(planned, sizes.action_dim), tie.free(sizes.horizon)
             start, kept = x.copy(), planned[: tie.frozen]
             start[: len(planned)] = planned
             if tie.rule == "line":
@@ -221,14 +246,13 @@ class PolicyRuntime:
             spent += self.seconds[SYSTEM_1_STEP]
         self.seconds[SYSTEM_1_STEP] = spent
         x[: len(kept)] = kept
-        return body.decode_action(action.denormalize(x), state)
+        return self._decoded(x, state)
 
     def _state(self, state: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        return (
-            {}
-            if self.spec.state is None
-            else {"state": self.spec.state.normalize(self.spec.embodiment.encode_state(state))[None]}
-        )
+        if self.spec.state is None:
+            return {}
+        known = self.spec.state.normalize(self.embodiment.encode_state(state))
+        return {"state": padded_to(known, self.embodiment.network.state_dim)[None]}
 
     def _named(self, name: str, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = [output.name for output in self._sessions[name].get_outputs()]

@@ -101,7 +101,9 @@ class DeploySpec:
         images = {"dtype": "uint8", "shape": [self.n_views, size, size, 3], "unit": "RGB, 0 to 255"}
         inputs: dict[str, Any] = {"images": images, "text": {"dtype": "str", "max_tokens": self.max_text_tokens}}
         if e.state_dim:
-            inputs["state"] = {"dtype": "float32", "shape": [e.state_dim], "unit": "physical"}
+            inputs["state"] = {"dtype": "float32", "shape": list(e.state_shape), "unit": "physical"}
+            if e.state_history > 1:
+                inputs["state"]["steps"] = e.state_steps.tolist()
         return {
             "format": FORMAT,
             "embodiment": e.to_dict(),

@@ -81,7 +81,7 @@ class BatchCheck:
         shapes = {
             "action": (n, body.horizon, body.action_dim),
             "mask": (n, body.horizon, body.action_dim),
-            "state": (n, body.state_dim),
+            "state": (n, *body.state_shape),
         }
         for name, shape in shapes.items():
             found = tuple(getattr(group, name).shape)
@@ -90,7 +90,8 @@ class BatchCheck:
                     f"{_origin(group, 0)}: {name} of shape {list(found)}, embodiment '{body.name}' has {list(shape)}"
                 )
         _finite("actions", group.action, group.mask, group)
-        _finite("states", group.state, group.state_known[:, None].expand_as(group.state), group)
+        known = group.state_known.view(n, *(1,) * (group.state.ndim - 1))
+        _finite("states", group.state, known.expand_as(group.state), group)
         if self.require_text and body.label in ("action", "pseudo"):
             empty = [i for i, text in enumerate(group.text) if not text.strip()]
             if empty:

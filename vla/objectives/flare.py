@@ -104,7 +104,7 @@ class Flare(nn.Module):
         time = sample_time(len(noise), generator, rule=policy.config.head.time_rule).to(device)
         seen = self.aware.online(self.tower(group.images).flatten(1, 2))
         mask = torch.ones(seen.shape[:2], dtype=torch.bool, device=device)
-        prepared = head.prepare(seen, mask, group.state[:, :0], None, group.embodiment)
+        prepared = head.prepare(seen, mask, group.state[..., :0], None, group.embodiment)
         x, target = interpolate(torch.where(known, action, 0.0), noise, time)
         velocity = head.velocity(x, time_bucket(time), prepared, group.embodiment, known.any(-1))
         return masked_error(velocity, target, known)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyramid.config import to_dict
 from pyramid.errors import ConfigError, DataError
 from pyramid.rng import seed_of
+from vla.action_head import check_histories
 from vla.config import PolicyConfig
 from vla.policy import Policy
 from vla.processor import BodyStatistics
@@ -55,7 +56,8 @@ def initial_policy(
         statistics: see `Statistics`.
 
     Raises:
-        ConfigError: other sizes, or an embodiment with other statistics and no word on whose hold.
+        ConfigError: other sizes or another number of states a sample, or an embodiment with other statistics and no
+            word on whose hold.
         DataError: no policy, or an embodiment of that name with other dimensions.
     """
     if statistics not in get_args(Statistics):
@@ -64,6 +66,7 @@ def initial_policy(
     if old.adapters is not None:
         raise ConfigError(f"'{folder}' keeps its adapters apart; merge them first (tune.lora.merge: true)")
     _check_sizes(folder, old.config, config)
+    check_histories(config.head, {name: body.embodiment for name, body in bodies.items()})
     joined = _joined(folder, old.processor.bodies, bodies, statistics)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "policy weights"))

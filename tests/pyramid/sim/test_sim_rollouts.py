@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pyramid.actions import StateHistory
 from pyramid.errors import DataError
 from pyramid.rng import rng
 from pyramid.sim.config import SimConfig
-from pyramid.sim.env import MetaWorldEnv
+from pyramid.sim.env import MetaWorldEnv, Step
 from pyramid.sim.plan import PARTS, items
 from pyramid.sim.rollouts import RolloutConfig, play, rollout, start_seed, wilson
 
@@ -53,6 +54,37 @@ def test_the_policy_is_asked_with_what_is_seen_now(simulator: None) -> None:
     assert np.array_equal(player.seen[0]["state"], MetaWorldEnv(TASK).reset(3))
     assert not np.array_equal(player.seen[1]["state"], player.seen[0]["state"])
     assert len({seen["seed"] for seen in player.seen}) == len(player.seen)
+
+
+class Drifting:
+    """A stand-in for the simulator whose state tells how many steps were done."""
+
+    instruction = "drift"
+
+    def reset(self, seed: int) -> NDArray[np.float32]:
+        self.done = 0
+        return np.zeros(4, np.float32)
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        self.done += 1
+        return Step(np.full(4, self.done, np.float32), 0.0, False)
+
+
+class Remembered(Pusher):
+    def history(self) -> StateHistory:
+        return StateHistory(4, n=3, gap_s=2 / 80)
+
+
+def test_a_player_that_takes_past_states_is_given_those_of_the_episode() -> None:
+    player, picture = Remembered(), np.zeros((32, 32, 3), np.uint8)
+    for _ in range(2):  # The second episode knows nothing of the first.
+        player.seen.clear()
+        assert rollout(Drifting(), lambda: picture, player, seed=0, config=CONFIG) == (False, 24)  # type: ignore[arg-type]
+        told = [seen["state"][:, 0].tolist() for seen in player.seen]
+        assert told == [[0, 0, 0], [0, 2, 4], [4, 6, 8], [8, 10, 12], [12, 14, 16], [16, 18, 20]]
+    plain = Pusher()
+    rollout(Drifting(), lambda: picture, plain, seed=0, config=CONFIG)  # type: ignore[arg-type]
+    assert [seen["state"].tolist() for seen in plain.seen] == [[4.0 * k] * 4 for k in range(6)]
 
 
 @pytest.mark.sim
