@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from proofs.arms import ARMS, HAND_ALONE, LABELS
-from proofs.cells import Task, run_cell, run_labels
+from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
-from proofs.corpus import make_corpus
+from proofs.corpus import PARTS, pack_corpus
 from proofs.table import HEADER, plot, rows, summary
 
 from pyramid import files
@@ -49,14 +49,17 @@ def main() -> None:
 def run(out: str, config: ProofConfig, *, workers: int) -> dict[str, object]:
     """Makes the data, trains and tries every cell, and returns what was found."""
     start = time.monotonic()
+    folder = files.join(out, "results")
+    parts = [Task(out=out, config=config, task=t, arm=part, subset=0) for t in config.tasks for part in PARTS]
+    run_job([t.unit() for t in parts], run_drawing, folder=folder, label="data", unit_name="parts", workers=workers)
     for task in config.tasks:
-        make_corpus(files.join(out, task), task, config)
+        pack_corpus(files.join(out, task), task, config)
+    # What matters most comes first: arms stand in that order.
     wanted = [
         (task, arm, subset)
         for task in config.tasks
-        for subset in range(max(config.subsets, config.hand_subsets))
         for arm in config.arms
-        if subset < config.subsets or arm in HAND_ALONE
+        for subset in range(max(config.subsets, config.hand_subsets) if arm in HAND_ALONE else config.subsets)
     ]
     # A label model of videos alone is the same for all subsets.
     needed = {
@@ -66,7 +69,6 @@ def run(out: str, config: ProofConfig, *, workers: int) -> dict[str, object]:
         [Task(out=out, config=config, task=task, arm=arm, subset=subset) for task, arm, subset in places]
         for places in (sorted(needed), wanted)
     )
-    folder = files.join(out, "results")
     run_job([t.unit() for t in labels], run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
     job = run_job([t.unit() for t in tasks], run_cell, folder=folder, label="proof", unit_name="cells", workers=workers)
     cells = {(t.task, t.arm, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}

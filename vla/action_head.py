@@ -262,7 +262,9 @@ class ActionHead(nn.Module):
 
         The arguments are those of `errors`.
         """
-        x, target = flow.interpolate(torch.where(mask, action, 0.0) if self.masked else action, noise, time)
+        x, target = flow.interpolate(
+            torch.where(mask, action, 0.0) if self.masked else action, self._start(noise), time
+        )
         return x, flow.time_bucket(time, clamp=self.masked), target
 
     def sample(
@@ -284,8 +286,12 @@ class ActionHead(nn.Module):
             return self.velocity(x, bucket, prepared, embodiment)
 
         if chunk is not None:
-            return realtime_sample(velocity, noise, self.config.sample_steps, chunk)
-        return flow.euler_sample(velocity, noise, self.config.sample_steps, published=not self.masked)
+            return realtime_sample(velocity, self._start(noise), self.config.sample_steps, chunk)
+        return flow.euler_sample(velocity, self._start(noise), self.config.sample_steps, published=not self.masked)
+
+    def _start(self, noise: Tensor) -> Tensor:
+        """Returns where the way to an action begins: at the noise, or for regression at zeros."""
+        return noise * 0.0 if self.config.time_rule == "mean" else noise
 
     def state_token(self, state: Tensor, known: Tensor | None, embodiment: str) -> Tensor:
         """Encodes states of one embodiment to float [B, W]; the arguments are those of `prepare`."""

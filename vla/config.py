@@ -154,7 +154,8 @@ class HeadConfig:
     sample_steps: int = 4
     """Euler steps K from noise to action, >= 1."""
     time_rule: TimeRule = "n1_6"
-    """How flow times are drawn in training: "n1" (N1, N1.5) or "n1_6" (N1.6, N1.7)."""
+    """How flow times are drawn in training: "n1" (N1, N1.5), "n1_6" (N1.6, N1.7), or "mean": always 0, with zeros for noise,
+    which is regression to the mean action and goes with `sample_steps` 1."""
     state_dropout: float = 0.0
     """Share of training samples whose state is replaced by the token for an unknown state, in [0, 1)."""
     unknown_state: Literal["learned", "zeros"] = "learned"
@@ -171,6 +172,8 @@ class HeadConfig:
             or min(self.context_layers, self.future_tokens) < 0
         ):
             raise ValueError(f"sizes must be at least 1 (context_layers and future_tokens at least 0), got {self}")
+        if self.time_rule == "mean" and self.sample_steps > 1:
+            raise ValueError(f"time_rule: mean teaches a single step; set sample_steps: 1, not {self.sample_steps}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width must be even and a multiple of heads, got {self.width} and {self.heads}")
         if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.state_dropout < 1.0):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,21 +41,30 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+@lru_cache(maxsize=1024)
+def _tell(tokens: int, length: int, text: str) -> None:
+    """Says once of a text that it is cut: a policy may be asked with it many times a second."""
+    logger.warning("text of %d tokens is cut to %d: %.60r", tokens, length, text)
+
+
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Encodes texts to one length: padded with id 0 on the right, or cut (with a warning in the log).
+    """Encodes texts to one length: padded with id 0 on the right, or cut (with one warning in the log).
 
     Returns:
         Ids int64 [B, length], and the mask bool [B, length] that is True where a token is.
     """
     ids = np.zeros((len(texts), length), np.int64)
     mask = np.zeros((len(texts), length), np.bool_)
-    for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
-        tokens = encoding.ids
+    different = list(dict.fromkeys(texts))  # Most of a batch says the same.
+    known = dict(zip(different, (e.ids for e in tokenizer.encode_batch(different)), strict=True))
+    for text, tokens in known.items():
         if len(tokens) > length:
-            logger.warning("text of %d tokens is cut to %d: %.60r", len(tokens), length, texts[row])
-            tokens = _cut(tokenizer, texts[row], length)
+            _tell(len(tokens), length, text)
+            known[text] = _cut(tokenizer, text, length)
+    for row, text in enumerate(texts):
+        tokens = known[text]
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return ids, mask

@@ -58,7 +58,7 @@ def _lam(cell: Cell, shards: str, look: str) -> str:
 
 
 def _demonstrations(cell: Cell) -> Sources:
-    return {"demos": {"shards": cell.demos, "use": "action"}}
+    return {"demos": {"shards": cell.demos, "use": "action", "state": False}}
 
 
 def _idm_robot(cell: Cell) -> Sources:
@@ -67,7 +67,7 @@ def _idm_robot(cell: Cell) -> Sources:
 
 
 def _true(cell: Cell) -> Sources:
-    return {"videos": {"shards": cell.corpus.true, "use": "action"}}
+    return {"videos": {"shards": cell.corpus.true, "use": "action", "state": False}}
 
 
 def _latent(look: str) -> Callable[[Cell], Sources]:

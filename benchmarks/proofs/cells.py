@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from proofs.arms import Cell, make_labels, mixture_of, options_of
 from proofs.config import ProofConfig
-from proofs.corpus import BODY, corpus_of
+from proofs.corpus import BODY, corpus_of, draw_part
 
 from pyramid import files
 from pyramid.actions import StateHistory
@@ -25,7 +25,7 @@ from vla.train import train_vla
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker needs for one cell."""
+    """What a worker needs for one piece: ``arm`` is an arm, a label model or a part of the data."""
 
     out: str
     config: ProofConfig
@@ -52,6 +52,12 @@ class Robot:
     def history(self) -> StateHistory:
         """Returns what keeps the states that the policy takes."""
         return self._policy.history(BODY)
+
+
+def run_drawing(task: Task) -> Outcome:
+    """Draws the part of the data that ``arm`` names."""
+    draw_part(files.join(task.out, task.task), task.task, task.config, task.arm)
+    return Outcome()
 
 
 def run_labels(task: Task) -> Outcome:
@@ -88,4 +94,6 @@ def rollouts(task: str, config: ProofConfig) -> RolloutConfig:
         max_steps=config.max_steps,
         execute=config.execute,
         size_px=config.size_px,
+        fovy_deg=config.fovy_deg,
+        oversample=config.oversample,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from idm.config import IDMConfig
 from lam.config import LAMConfig
@@ -33,12 +33,16 @@ class ProofConfig:
     """Fresh starts that each policy is tried on."""
     max_steps: int = 200
     """Steps after which a try has failed."""
-    execute: int = 4
+    execute: int = 8
     """Steps of each chunk that are done before the policy is asked again."""
     horizon: int = 8
     """Steps of a chunk."""
     size_px: int = 64
     """Height and width of all pictures."""
+    fovy_deg: float = 40.0
+    """Vertical field of view of the camera."""
+    oversample: int = 2
+    """How many times as large pictures are drawn before they are averaged: puck and goal are three pixels wide."""
     demo_share: float = 0.25
     """Share of demonstrations in a batch of an arm with videos."""
     shift: float = 0.05
@@ -69,6 +73,7 @@ class ProofConfig:
         return resolve(VLAConfig, self.policy, **{"trainer.max_steps": self.updates, "trainer.seed": self.seed})
 
     def digest(self) -> str:
-        """Returns the digest of everything that decides the results."""
+        """Returns the digest of everything that decides the result of a cell: not which others there are."""
         models = (self.policy_config(), resolve(IDMConfig, self.idm), resolve(LAMConfig, self.lam))
-        return files.digest([to_dict(self), *(to_dict(model) for model in models)])
+        alone = replace(self, tasks=(), arms=())
+        return files.digest([to_dict(alone), *(to_dict(model) for model in models)])

@@ -41,18 +41,25 @@ def corpus_of(out: str, config: ProofConfig) -> Corpus:
     return Corpus(demos=tuple(files.join(out, "shards", name) for name in demos), **shards)
 
 
-def make_corpus(out: str, task: str, config: ProofConfig) -> None:
-    """Makes what is not there yet; not in two processes at a time."""
+PARTS = ("demos", "videos", "hand")
+"""What is drawn apart from each other."""
+
+
+def draw_part(out: str, task: str, config: ProofConfig, part: str) -> None:
+    """Runs the expert and draws a part's episodes; what is there is kept. Not the same part in two processes."""
+    counts = {"demos": len(corpus_of(out, config).demos) * config.n_demos, "videos": config.n_videos}
+    drawn = {"size_px": config.size_px, "fovy_deg": config.fovy_deg, "oversample": config.oversample}
+    numbers = {"n_hand": config.n_hand, "n_robot": 0} if part == "hand" else {"n_hand": 0, "n_robot": counts[part]}
+    seed = seed_of(config.seed, "proof", part) >> 2
+    make_dataset(files.join(out, part), SimConfig(tasks=(task,), n_generated=0, **drawn, **numbers, seed=seed))
+
+
+def pack_corpus(out: str, task: str, config: ProofConfig) -> None:
+    """Packs what `draw_part` drew; what is packed is kept."""
     corpus = corpus_of(out, config)
-    common = {"tasks": (task,), "n_generated": 0, "size_px": config.size_px}
-    counts = {"demos": len(corpus.demos) * config.n_demos, "videos": config.n_videos}
-    for name, n in counts.items():
-        seed = seed_of(config.seed, "proof", name) >> 2
-        make_dataset(files.join(out, name), SimConfig(**common, n_hand=0, n_robot=n, seed=seed))
-    seed = seed_of(config.seed, "proof", "hand") >> 2
-    make_dataset(files.join(out, "hand"), SimConfig(**common, n_hand=config.n_hand, n_robot=0, seed=seed))
     roots = {"true": files.join(out, "videos", "robot"), "videos": _bare_videos(out, task)}
-    for name, root in {**roots, "hand": files.join(out, "hand", "hand")}.items():
+    hand = {"hand": files.join(out, "hand", "hand")} if config.n_hand else {}
+    for name, root in {**roots, **hand}.items():
         manifest = files.join(out, "clips", f"{name}.parquet")
         told = {} if name == "hand" else {"embodiment": BODY}
         scan("lerobot" if name == "true" else "folder", root, out=manifest, val_share=0.0, **told)

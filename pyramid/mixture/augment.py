@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pyramid.rng import rng, seed_of
 
 if TYPE_CHECKING:
@@ -82,8 +80,11 @@ def _shifted(images: Tensor, share: float, seed: int, position: int) -> Tensor:
     for axis in (-3, -2):
         side = images.shape[axis]
         most = round(share * side)
-        rows = np.clip(np.arange(side) + places.integers(-most, most + 1), 0, side - 1)
-        images = images.index_select(axis, torch.from_numpy(rows))
+        by = int(places.integers(-most, most + 1))
+        kept = images.narrow(axis, max(by, 0), side - abs(by))
+        border = images.narrow(axis, side - 1 if by > 0 else 0, 1)
+        repeated = border.expand(*(abs(by) if a == images.ndim + axis else n for a, n in enumerate(images.shape)))
+        images = torch.cat([kept, repeated] if by > 0 else [repeated, kept], axis)
     return images
 
 

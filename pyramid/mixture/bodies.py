@@ -31,8 +31,8 @@ def declared(body: Embodiment, source: SourceSpec, place: str, name: str) -> Emb
     try:
         spec = replace(read_body(place), name=body.name) if place else whole_body(body)
         spec = spec.with_actions(source.actions) if source.actions else spec
-        if body.label == "pseudo" and not spec.needs_state:
-            # Labels come without states.
+        if (body.label == "pseudo" or not source.state) and not spec.needs_state:
+            # Labels come without states, and others may be hidden.
             spec = replace(spec, state={}, action={n: replace(p, state="") for n, p in spec.action.items()})
         return replace(body, declaration=spec)
     except PyramidError as error:

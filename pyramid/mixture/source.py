@@ -177,7 +177,7 @@ class Source:
                     f"source '{self.name}': {column} is {found[0]} in one clip and {found[-1]} in another; "
                     "make a source of each"
                 )
-        state_dim = int(sizes["state_dim"][0])
+        state_dim = int(sizes["state_dim"][0]) if self.spec.state else 0
         return Embodiment(
             name=name,
             state_dim=state_dim,
@@ -344,7 +344,7 @@ class Source:
         body, action, state = self.embodiment, sample.action, sample.state
         if action is None or action.shape[1] != body.action_dim:
             raise DataError(f"source '{self.name}': clip {sample.key} has no actions of {body.action_dim} dimensions")
-        if state is None:
+        if state is None or not body.state_dim:
             state = np.zeros((len(action), 0), np.float32)
         if state.shape[1] != body.state_dim:
             raise DataError(f"source '{self.name}': clip {sample.key} has no states of {body.state_dim} dimensions")

@@ -114,6 +114,9 @@ class SourceSpec:
     actions: Literal["", "absolute", "delta", "relative"] = ""
     """What a network is taught of joints, positions, rotations and poses: the values, each step less the one before, or
     each step less the state at the chunk's start; empty: as declared, or absolute."""
+    state: bool = True
+    """Whether a policy is told the state that was measured; false hides it. Where only a few demonstrations have one
+    and most samples are videos, a policy that is told it learns to act by the few."""
     filter: FilterSpec = field(default_factory=FilterSpec)
     """Which of its clips and labels are drawn."""
 
@@ -130,6 +133,8 @@ class SourceSpec:
             raise ValueError(f"filter.{self.filter.label_bounds()[0]} is for labels, and use: {self.use} has none")
         if self.use not in ("action", "pseudo") and (self.declaration or self.actions):
             raise ValueError(f"use: {self.use} has no numbers of a body: declaration and actions do not go with it")
+        if not self.state and self.use != "action":
+            raise ValueError(f"use: {self.use} has no measured state that state: false could hide")
         if self.embodiment and not NAME_PATTERN.fullmatch(self.embodiment):
             raise ValueError(f"embodiment '{self.embodiment}': use a-z, 0-9 and _")
 
@@ -412,6 +417,8 @@ def describe(spec: MixtureSpec) -> dict[str, Any]:
             for name in ("declaration", "actions"):
                 if not source[name]:
                     del source[name]
+            if source["state"]:
+                del source["state"]
     # A mixture without has the digest that it always had.
     for name, without in (("future_s", 0.0), ("state_history", 1), ("state_gap_s", 0.0)):
         if data[name] == without:

@@ -27,8 +27,9 @@ __all__ = [
     "time_bucket",
 ]
 
-TimeRule = Literal["n1", "n1_6"]
-"""How the Beta sample u becomes a time: "n1" (N1, N1.5, the IDM) ``(s - u) / s``; "n1_6" (N1.6, N1.7) ``(1 - u) s``."""
+TimeRule = Literal["n1", "n1_6", "mean"]
+"""How the Beta sample u becomes a time: "n1" (N1, N1.5, the IDM) ``(s - u) / s``; "n1_6" (N1.6, N1.7) ``(1 - u) s``.
+"mean" is always 0, and the caller has zeros for noise: one Euler step then leads to the mean action, by regression."""
 
 TIME_BUCKETS = 1000
 """Number of buckets that the flow time is cut into before a network sees it."""
@@ -52,6 +53,8 @@ def sample_time(
     Returns:
         float32 [B].
     """
+    if rule == "mean":
+        return torch.zeros(batch, device=generator.device)
     u = torch.rand(batch, generator=generator, device=generator.device) ** (1.0 / alpha)
     return (scale - u) / scale if rule == "n1" else (1.0 - u) * scale
 

@@ -58,7 +58,7 @@ class Renderer:
             self._renderer.scene.flags[flag] = 0
         # Meta-World's cameras hang upside down.
         picture: NDArray[np.uint8] = np.ascontiguousarray(self._renderer.render()[::-1, ::-1])
-        return picture if self._oversample == 1 else np.asarray(Image.fromarray(picture).reduce(self._oversample))
+        return picture if self._oversample == 1 else np.array(Image.fromarray(picture).reduce(self._oversample))
 
     def close(self) -> None:
         """Frees the drawing context; left to the interpreter's end, EGL complains."""

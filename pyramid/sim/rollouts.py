@@ -19,7 +19,7 @@ from pyramid.errors import DataError
 from pyramid.jobs import Outcome, Unit, run_job
 from pyramid.rng import seed_of
 from pyramid.sim.config import CAMERAS, CONTROL_HZ
-from pyramid.sim.env import ACTION_DIM, MAX_STEPS, MetaWorldEnv
+from pyramid.sim.env import ACTION_DIM, MAX_STEPS, STATE_DIM, MetaWorldEnv
 from pyramid.sim.looks import LOOKS, Look
 from pyramid.sim.plan import PARTS
 from pyramid.sim.stage import STAGE, View
@@ -32,7 +32,7 @@ class Player(Protocol):
     """A policy as it is deployed: `vla.policy.Policy` and `vla.deploy.runtime.PolicyRuntime` are two.
 
     One with a method ``history``, as both have, is given the states that it asks for with it: the last ones as they
-    were at the steps of the episode, where it takes more than one.
+    were at the steps of the episode, where it takes more than one, and none of four numbers where it takes no state.
     """
 
     def act(self, observation: Mapping[str, Any], *, seed: int = 0) -> NDArray[np.float32]:
@@ -142,8 +142,9 @@ def rollout(
     Raises:
         DataError: the player's answer is no chunk of finite actions of this robot.
     """
-    done, history = 0, player.history() if isinstance(player, Remembering) else StateHistory(ACTION_DIM)
-    state = history.add(env.reset(seed), 0.0)
+    done, history = 0, player.history() if isinstance(player, Remembering) else StateHistory(STATE_DIM)
+    n = STATE_DIM if history.state_dim else 0  # A policy that learned from pictures alone is told no state.
+    state = history.add(env.reset(seed)[:n], 0.0)
     while done < config.max_steps:
         observation = {"images": draw()[None], "text": env.instruction, "state": state}
         chunk = player.act(observation, seed=seed_of(seed, "noise", done))
@@ -155,7 +156,7 @@ def rollout(
         for action in chunk[: config.execute]:
             step = env.step(action)
             done += 1
-            state = history.add(step.state, done / CONTROL_HZ)
+            state = history.add(step.state[:n], done / CONTROL_HZ)
             if step.success:
                 return True, done
             if done == config.max_steps:

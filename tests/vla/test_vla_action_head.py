@@ -197,3 +197,21 @@ def test_the_next_chunk_goes_on_where_the_one_under_way_gets_to(head, rule):
     assert (out[:, :3] - plan).abs().mean() < (free[:, :3] - plan).abs().mean()
     if rule != "guided":
         assert torch.equal(out[:, :1], plan[:, :1])
+
+
+def test_regression_gives_the_same_mean_whatever_the_noise():
+    torch.manual_seed(0)
+    config = dataclasses.replace(HEAD, time_rule="mean", sample_steps=1)
+    head = build_action_head(config, 32, {n: b.embodiment for n, b in make_bodies().items()}).eval()
+    context, mask, state, action, noise, _ = parts()
+    prepared = head.prepare(context, mask, state, None, "arm")
+    sampled = head.sample(prepared, noise, "arm")
+    assert torch.equal(sampled, head.sample(prepared, noise + 1, "arm"))
+    every = torch.ones_like(action, dtype=torch.bool)
+    error, count = head.errors(prepared, action, every, "arm", noise=noise, time=torch.zeros(3))
+    torch.testing.assert_close(error / count, (sampled - action).square().mean((1, 2)))
+
+
+def test_regression_takes_a_single_step():
+    with pytest.raises(ValueError, match="sample_steps: 1"):
+        HeadConfig(time_rule="mean", sample_steps=4)

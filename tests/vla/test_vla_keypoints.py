@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,19 @@ def test_published_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(build_backbone(CONFIG)[1].to_str())
     with pytest.raises(ConfigError, match="not of kind 'keypoints'"):
         build_backbone(BackboneConfig(kind="keypoints", pretrained=str(tmp_path)))
+
+
+def test_low_precision_is_for_training_alone() -> None:
+    exact, fast = (
+        build_backbone(dataclasses.replace(CONFIG, vision_precision=precision))[0]
+        for precision in ("float32", "bfloat16")
+    )
+    fast.load_state_dict(exact.state_dict())
+    ids, mask = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+    want = exact.eval()(dot(9, 20), ids, mask)[0]
+    assert torch.equal(fast.eval()(dot(9, 20), ids, mask)[0], want)
+    near = fast.train()(dot(9, 20), ids, mask)[0]
+    assert not torch.equal(near, want)
+    torch.testing.assert_close(near, want, atol=0.05, rtol=0.05)
+    near.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in fast.model.convolutions.parameters())

@@ -219,6 +219,22 @@ def test_pictures_are_varied_alike_for_all_views_and_by_position_alone(spec: dic
     assert torch.equal(augment(view[None], AugmentSpec(), 0, 7)[0], view)
 
 
+def test_shifts_move_whole_pixels_and_repeat_the_border() -> None:
+    from pyramid.mixture.augment import AugmentSpec, augment
+
+    side, most = 20, 3
+    rows = torch.arange(side, dtype=torch.uint8)
+    view = torch.stack([rows[:, None].expand(side, side), rows.expand(side, side), rows[:, None] + rows], dim=-1)
+    found = set()
+    for position in range(400):
+        moved = augment(view[None], AugmentSpec(shift=most / side), 0, position)[0]
+        down, right = (int(moved[side // 2, side // 2, axis]) - side // 2 for axis in (0, 1))
+        wanted = [(torch.arange(side) + by).clamp(0, side - 1) for by in (down, right)]
+        assert torch.equal(moved, view[wanted[0]][:, wanted[1]])
+        found.add((down, right))
+    assert found == {(down, right) for down in range(-most, most + 1) for right in range(-most, most + 1)}
+
+
 def test_held_out_pictures_are_not_varied(spec: dict, tmp_path: Path) -> None:
     arm = copy.deepcopy({**spec, "tiers": {"top": spec["tiers"]["top"]}})
     (tmp_path / "plain.yaml").write_text(dump_yaml(arm))

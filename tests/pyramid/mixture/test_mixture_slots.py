@@ -11,7 +11,7 @@ import torch
 from mixture_data import label_tables
 
 from pyramid.config import dump_yaml
-from pyramid.errors import DataError
+from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.batch import MixtureStream, open_mixture
 
 
@@ -55,3 +55,22 @@ def test_the_slots_statistics_hold_both(tmp_path: Path) -> None:
 def test_another_rate_shares_no_slot(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give them different embodiments"):
         stream(tmp_path / "rate", rate_hz=5.0)
+
+
+def test_a_hidden_state_is_no_part_of_the_body(tmp_path: Path) -> None:
+    seen, hidden = stream(tmp_path / "seen"), stream(tmp_path / "hidden", state=False)
+    assert hidden.embodiments["arm"].state_dim == 0
+    assert set(hidden.statistics["arm"]) == {"action"}
+    (with_state,), (without,) = seen.batch(0), hidden.batch(0)
+    assert without.state.shape == (12, 0)
+    assert not without.state_known.any()
+    assert torch.equal(without.action, with_state.action)
+    assert torch.equal(without.images, with_state.images)
+    assert seen.data_digest != hidden.data_digest
+
+
+def test_only_a_measured_state_can_be_hidden(tmp_path: Path) -> None:
+    source = {"shards": "s", "use": "video", "state": False}
+    (tmp_path / "mix.yaml").write_text(dump_yaml({"tiers": {"t": {"weight": 1, "sources": {"s": source}}}}))
+    with pytest.raises(ConfigError, match="no measured state"):
+        open_mixture(str(tmp_path / "mix.yaml"), batch_size=2, image_size=32)

@@ -15,10 +15,19 @@ pytestmark = pytest.mark.sim
 SIZE_PX = 64
 
 
-def drawn(look: Look, *, seed: int = 3, before: int | None = None, stride: int = 1, task: str = "push-v3") -> Episode:
+def drawn(
+    look: Look,
+    *,
+    seed: int = 3,
+    before: int | None = None,
+    stride: int = 1,
+    task: str = "push-v3",
+    size_px: int = SIZE_PX,
+    oversample: int = 1,
+) -> Episode:
     env = MetaWorldEnv(task)
     apply_look(env.model, look)
-    with Renderer(env.model, size_px=SIZE_PX, fovy_deg=45) as renderer:
+    with Renderer(env.model, size_px=size_px, fovy_deg=45, oversample=oversample) as renderer:
         if before is not None:
             rollout_expert(env, seed=before, max_steps=20, renderer=renderer)
         return rollout_expert(env, seed=seed, max_steps=7, renderer=renderer, frame_stride=stride)
@@ -93,3 +102,11 @@ def test_nothing_drawn_is_the_same_episode(simulator: None) -> None:
     blind = rollout_expert(MetaWorldEnv("push-v3"), seed=3, max_steps=7)
     assert blind.frames.shape == (0, 0, 0, 3)
     assert np.array_equal(blind.action, drawn("robot").action)
+
+
+def test_drawn_larger_a_picture_is_the_mean_of_its_squares(simulator: None) -> None:
+    large = drawn("robot", size_px=2 * SIZE_PX).frames.astype(np.float64)
+    small = drawn("robot", oversample=2).frames
+    assert small.shape == (7, SIZE_PX, SIZE_PX, 3)
+    means = large.reshape(7, SIZE_PX, 2, SIZE_PX, 2, 3).mean((2, 4))
+    assert np.abs(small - means).max() <= 0.5
