@@ -264,7 +264,7 @@ def _callbacks(mixture: str, config: VLAConfig) -> list[Validation]:
 
 
 def _plan(module: VLAModule, batches: CheckedBatches, features: FeatureFill | None) -> TrainResult:
-    missing = features.plan() if features is not None else None
+    missing = features.plan(timed=True) if features is not None else None
     found, steps = preflight(module, batches, module.parts(), n=3), module.trainer_config.max_steps
     parameters = sum(p.numel() for p in module.model.parameters())
     lines, total_s = found.lines(), found.total_s

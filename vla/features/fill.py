@@ -46,7 +46,7 @@ class FillPlan:
     bytes: int
     """Size of what is missing."""
     step_s: float
-    """Seconds for a frame on this machine, decoding included; 0 when nothing is missing."""
+    """Seconds for a frame on this machine, decoding included; 0 when it was not measured."""
 
     @property
     def seconds(self) -> float:
@@ -57,9 +57,10 @@ class FillPlan:
         """Returns it for a person to read."""
         if not self.frames:
             return f"features: all {self.frames_kept:,} frames are kept in {where}"
+        about = f", about {format_seconds(self.seconds)}" if self.step_s else ""
         return (
             f"features: {self.frames:,} frames to be worked out once ({self.frames_kept:,} are kept), "
-            f"{format_bytes(self.bytes)} in {where}, about {format_seconds(self.seconds)}"
+            f"{format_bytes(self.bytes)} in {where}{about}"
         )
 
 
@@ -99,8 +100,8 @@ class FeatureFill:
         """The folder of the first source's features."""
         return places(self._folders()[0][0].folder, self.maker.layout.maker)[0]
 
-    def plan(self) -> FillPlan:
-        """Looks at what is there."""
+    def plan(self, *, timed: bool = False) -> FillPlan:
+        """Looks at what is there; ``timed``: works out a few frames, only to see how long they take."""
         shards, frames, kept, size = [], 0, 0, 0
         for found, shard, numbers in self._shards():
             missing = self.writer.missing(found, shard, numbers)
@@ -108,7 +109,7 @@ class FeatureFill:
             frames, kept = frames + n, kept + _frames(self.writer.clips(found, numbers)) - n
             size += sum(clip.frames * clip.tokens for clip in missing) * self.maker.layout.token_bytes
             shards += [(found, shard, numbers)] if missing else []
-        step_s = self._probe(*shards[0]) if shards else 0.0
+        step_s = self._probe(*shards[0]) if shards and timed else 0.0
         return FillPlan(shards=shards, frames=frames, frames_kept=kept, bytes=size, step_s=step_s)
 
     def fill(self, plan: FillPlan) -> None:
