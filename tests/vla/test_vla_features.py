@@ -172,6 +172,28 @@ def test_a_dry_run_says_sizes_and_writes_nothing(tmp_path: Path) -> None:
     assert f"all {DRAWN} frames are kept" in train_vla(mixture, config=config(), dry_run=True).notes[-1]
 
 
+def test_on_a_gpu_frames_pass_together_with_nearly_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    mixture = write_mixture(tmp_path)
+    want = torch.cat([group.context.flatten() for group in batches(filled(mixture, config())[0])])
+    calls.taken()
+    for module in ("maker", "encode"):
+        monkeypatch.setattr(f"vla.features.{module}.at_once", lambda device: 16)
+    filled_anew = shutil.move(tmp_path / "arm" / "features", tmp_path / "before")
+    assert Path(filled_anew).exists()
+    stream, _ = filled(mixture, config())
+    assert calls.taken() == DRAWN
+    found = torch.cat([group.context.flatten() for group in batches(stream)])
+    assert torch.allclose(found, want, atol=1e-5)
+    first = trained(mixture, tmp_path / "first", config(**{"trainer.max_steps": 2}))
+    kept_files(tmp_path / "arm")[0].unlink()
+    stream, _ = opened(mixture, config())
+    (group,) = stream.batch(0)
+    assert 0 < int((group.context_length == 0).sum()) < len(group.key)
+    assert first
+
+
 def test_what_would_be_kept_in_vain_is_refused_by_name(tmp_path: Path) -> None:
     mixture = write_mixture(tmp_path, augment={"brightness": 0.2})
     with pytest.raises(ConfigError, match=r"cache_features .*augment.*take augment out of the mixture"):
