@@ -237,7 +237,8 @@ def open_features(stream: MixtureStream, policy: Policy, config: VLAConfig) -> F
     """
     if not config.policy.backbone.cache_features:
         return None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
     maker, flare = FeatureMaker(policy, config.trainer.precision, device), config.objectives.flare
     found = FeatureFill(stream, maker, pictures=bool(flare.weight) and flare.target == "qformer")
     stream.kept = found.kept

@@ -25,7 +25,7 @@ from pyramid.shards.frames import square_frames
 from pyramid.shards.reader import ShardSet
 from vla.features.kept import KeptFeatures, places
 from vla.features.maker import FeatureMaker
-from vla.features.writing import ShardWriter
+from vla.features.writing import ShardWriter, clear
 
 __all__ = ["FeatureFill", "FillPlan"]
 
@@ -114,6 +114,9 @@ class FeatureFill:
 
     def fill(self, plan: FillPlan) -> None:
         """Works out what is missing; what cannot be kept anywhere is said once, and left to the training."""
+        for found, _ in self._folders():
+            for place in places(found.folder, self.maker.layout.maker):
+                clear(place)
         order = rng(os.getpid(), "features", time.monotonic_ns()).permutation(len(plan.shards))
         with Progress("features", len(plan.shards)) as progress, self.maker.at_work():
             for i in order.tolist():

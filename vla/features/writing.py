@@ -25,7 +25,7 @@ from pyramid.shards.reader import ShardSet
 from vla.features.kept import KeptFeatures
 from vla.features.maker import FeatureMaker
 
-__all__ = ["ShardWriter"]
+__all__ = ["ShardWriter", "clear"]
 
 _PIECE = 32
 """Frames that are decoded at a time."""
@@ -60,7 +60,6 @@ class ShardWriter:
             OutputError: it cannot be written.
         """
         files.make_dirs(place)
-        _clear(place)
         about = files.join(place, "features.json")
         if not files.exists(about):
             source = provenance(config=self.maker.about, inputs={})
@@ -111,7 +110,7 @@ def _bytes(row: Tensor) -> bytes:
     return bytes(row.contiguous().view(torch.uint8).numpy())
 
 
-def _clear(place: str) -> None:
+def clear(place: str) -> None:
     """Removes what a killed run left half-written; what is young may be another's who is at work."""
     if files.is_remote(place):
         return
