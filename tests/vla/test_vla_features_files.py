@@ -195,6 +195,14 @@ def test_a_damaged_file_is_never_used(tmp_path: Path, monkeypatch: pytest.Monkey
         path.write_bytes(whole)
 
 
+def test_files_may_be_deleted_while_they_are_read(tmp_path: Path) -> None:
+    stream, _ = filled(write_mixture(tmp_path), config())
+    assert all_kept(stream)
+    shutil.rmtree(tmp_path / "arm" / "features")
+    assert none_kept(stream)
+    assert all(group.images.any() for group in batches(stream))
+
+
 def test_files_are_ordinary_and_say_where_they_come_from(tmp_path: Path) -> None:
     mixture = write_mixture(tmp_path)
     stream, features = filled(mixture, config())

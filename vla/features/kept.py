@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyramid import files
-from pyramid.errors import DataError, PyramidError
+from pyramid.errors import PyramidError
 from pyramid.mixture.source import Source
 from pyramid.shards.cache import cache_folder
 from pyramid.shards.features import DIGITS, FOLDER, ClipRows, FeatureFile, clip_digest, file_of
@@ -118,7 +118,7 @@ class KeptFeatures:
             try:
                 if (data := file.row(clip, frame)) is not None:
                     return data
-            except DataError as error:
+            except PyramidError as error:
                 self._complain(file.path, error)
         return None
 
