@@ -263,6 +263,7 @@ def train_model(
     workers: int = 0,
     journal: StepJournal | None = None,
     callbacks: Sequence[Callback] = (),
+    prepare: Callable[[], None] | None = None,
     announce: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Trains a module to the end of its config and writes the model folder ``out``.
@@ -282,7 +283,8 @@ def train_model(
         workers: processes that make batches; 0 makes them in this one. The number changes nothing but the speed.
         journal: writes down what each step was trained on.
         callbacks: Lightning callbacks that watch; what they change is not resumed.
-        announce: called before the first step of a run, not when one goes on.
+        prepare: called before any step is done, also when a run goes on; not for a finished model.
+        announce: called after it, before the first step of a run, not when one goes on.
 
     Raises:
         DataError: ``out`` holds a run with another config or other data.
@@ -297,6 +299,8 @@ def train_model(
     _claim(Path(out, "lightning"), run, resume)
     loader = _StepLoader(module, batch_at, workers)
     folder = Path(out, "lightning")
+    if prepare is not None:
+        prepare()
     if announce is not None and not (folder / "last.ckpt").exists():
         announce()
     loss = _fit(module, loader, folder=folder, label=f"train {kind}", journal=journal, callbacks=callbacks)

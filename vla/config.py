@@ -13,7 +13,10 @@ from pyramid.training import TrainerConfig
 from vla.objectives.config import ObjectivesConfig
 from vla.tuning.config import TuneConfig
 
-__all__ = ["BackboneConfig", "HeadConfig", "PolicyConfig", "VLAConfig"]
+__all__ = ["BackboneConfig", "CacheDtype", "HeadConfig", "PolicyConfig", "VLAConfig"]
+
+
+CacheDtype = Literal["full", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,10 @@ class BackboneConfig:
     tune_vision: bool = False
     """Of a frozen backbone, train vision tower and projector all the same."""
     cache_features: bool = False
-    """In training, keep what a wholly frozen backbone says of a sample in the user's cache folder and read it there the
-    next time: 4 bytes times context tokens times width a sample. Pictures changed at random never recur."""
+    """Before training, work out what a wholly frozen backbone says of each frame, and keep it beside the shards: 4
+    bytes times context tokens times width a frame. Its pictures are then not decoded. Not with ``augment``."""
+    cache_dtype: CacheDtype = "full"
+    """How it is kept: as it comes out, or rounded to half the bytes; the head is then trained on what is rounded."""
     tap_layer: int = 3
     """Language layer whose output (before any final norm) is handed on, >= 1; the layers above it are dropped."""
     max_text_tokens: int = 64
@@ -189,6 +194,14 @@ class PolicyConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     """System 1."""
 
+    def __post_init__(self) -> None:
+        """Refuses what does not go together."""
+        if self.backbone.cache_features and self.head.compatibility != "none":
+            raise ValueError(
+                f"head.compatibility: {self.head.compatibility} lets a batch's padding be seen, which is not kept: "
+                "set head.compatibility: none, or backbone.cache_features: false"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VLAConfig:
@@ -207,3 +220,8 @@ class VLAConfig:
         """Refuses what does not go together."""
         if self.trainer.strategy == "fsdp" and self.tune.validation.every:
             raise ValueError("no process has all weights with strategy: fsdp; set tune.validation.every: 0")
+        if self.policy.backbone.cache_features and (self.tune.lora.rank or self.trainer.strategy == "fsdp"):
+            raise ValueError(
+                "policy.backbone.cache_features needs a backbone that stands still and that each process has whole: "
+                "set tune.lora.rank: 0 and trainer.strategy: ddp, or cache_features: false"
+            )

@@ -29,7 +29,6 @@ from vla.action_head import PreparedContext, build_action_head, check_histories
 from vla.backbone import Backbone, build_backbone, restore_backbone
 from vla.config import PolicyConfig
 from vla.deploy.execution import Inpainting
-from vla.features import FeatureCache
 from vla.objectives.check import BatchCheck
 from vla.observation import initial_noise, padded_to, read_observation
 from vla.processor import BodyStatistics, Processor
@@ -80,7 +79,6 @@ class Policy(nn.Module):
         self.processor = Processor(tokenizer, config.backbone.max_text_tokens, bodies)
         self.backbone = backbone
         self.head = build_action_head(config.head, backbone.width, self.networks, backbone.image_spans)
-        self._features = FeatureCache(backbone)
         size = config.backbone
         backbone.set_trainable(frozen=size.frozen, top_layers=size.tune_top_layers, vision=size.tune_vision)
         self.adapters: dict[str, Any] | None = None
@@ -132,8 +130,6 @@ class Policy(nn.Module):
         # Adapters train in a frozen backbone, too.
         trains = any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            if self.config.backbone.cache_features and self.training and not trains:
-                return self._features.encode(images, ids, mask)
             context, context_mask = self.backbone(images, ids, mask)
         return context, context_mask
 

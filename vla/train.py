@@ -25,6 +25,8 @@ from pyramid.training import StepJournal, StepModule, TrainerConfig, TrainResult
 from pyramid.types import Split
 from vla.card import described, write_card
 from vla.config import VLAConfig
+from vla.features.fill import FeatureFill
+from vla.features.maker import FeatureMaker
 from vla.objectives.check import BatchCheck
 from vla.objectives.config import ObjectivesConfig
 from vla.objectives.total import Objectives
@@ -142,9 +144,10 @@ def train_vla(
     require_data(mixture, out or ("" if dry_run else None), what="a mixture file")
     stream = open_stream(str(mixture), resolved)
     module = build_module(stream, resolved, init_from=init_from, statistics=statistics)
+    features = open_features(stream, module.model, resolved)
     batches = CheckedBatches(stream, module.model.check(require_text=resolved.objectives.require_text))
     if dry_run:
-        return _plan(module, batches)
+        return _plan(module, batches, features)
     module.model.mixture = described(stream, resolved.trainer, init_from)
     result = train_model(
         module,
@@ -158,6 +161,7 @@ def train_vla(
         workers=workers,
         journal=_journal(stream, str(mixture), str(out), resolved.trainer),
         callbacks=_callbacks(str(mixture), resolved),
+        prepare=lambda: _prepare(features, resolved.trainer),
         announce=lambda: _announce(module, batches),
     )
     if not module.global_rank and not (result.reused and files.exists(files.join(str(out), CARD_FILE))):
@@ -225,6 +229,22 @@ def open_stream(mixture: str, config: VLAConfig, split: Split = "train") -> Mixt
     return stream
 
 
+def open_features(stream: MixtureStream, policy: Policy, config: VLAConfig) -> FeatureFill | None:
+    """Returns the features that are kept of a mixture's frames, and has its batches come with them; None for none.
+
+    Raises:
+        ConfigError: the mixture varies its pictures.
+    """
+    if not config.policy.backbone.cache_features:
+        return None
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
+    maker, flare = FeatureMaker(policy, config.trainer.precision, device), config.objectives.flare
+    found = FeatureFill(stream, maker, pictures=bool(flare.weight) and flare.target == "qformer")
+    stream.kept = found.kept
+    return found
+
+
 def _started(init_from: str | None, statistics: Statistics) -> dict[str, str]:
     """Returns what besides the mixture decides where training begins."""
     if init_from is None:
@@ -244,12 +264,25 @@ def _callbacks(mixture: str, config: VLAConfig) -> list[Validation]:
     return [Validation(open_stream(mixture, config, "val"), chosen)] if chosen.every else []
 
 
-def _plan(module: VLAModule, batches: CheckedBatches) -> TrainResult:
+def _plan(module: VLAModule, batches: CheckedBatches, features: FeatureFill | None) -> TrainResult:
+    missing = features.plan(timed=True) if features is not None else None
     found, steps = preflight(module, batches, module.parts(), n=3), module.trainer_config.max_steps
     parameters = sum(p.numel() for p in module.model.parameters())
-    return TrainResult(
-        KIND, "", steps, parameters, None, found.total_s, reused=False, dry_run=True, notes=tuple(found.lines())
-    )
+    lines, total_s = found.lines(), found.total_s
+    if features is not None and missing is not None:
+        lines, total_s = [*lines, missing.line(features.where)], total_s + missing.seconds
+    return TrainResult(KIND, "", steps, parameters, None, total_s, reused=False, dry_run=True, notes=tuple(lines))
+
+
+def _prepare(features: FeatureFill | None, config: TrainerConfig) -> None:
+    """Fills in the features that are missing, in the first of the training's processes."""
+    if features is None or int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):
+        return
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    missing = features.plan()
+    say(f"train {KIND}: {missing.line(features.where)}")
+    features.fill(missing)
 
 
 def _announce(module: VLAModule, batches: CheckedBatches) -> None:

@@ -19,6 +19,7 @@ from pyramid.mixture.augment import augment
 from pyramid.mixture.clips import SharedCounts, ring_frames
 from pyramid.mixture.filling import Filling, LaterFrames, Slots, fill
 from pyramid.mixture.group import Allocate, Batch, Group, empty_tensors, fresh_memory
+from pyramid.mixture.kept import Kept, joined
 from pyramid.mixture.schedule import Schedule
 from pyramid.mixture.source import Source
 from pyramid.mixture.spec import MixtureSpec, describe, read_mixture
@@ -70,6 +71,8 @@ class MixtureStream:
         """Samples read, and how many of them could not be, by this process and the workers that it forked."""
         self.bad: Counter[str] = Counter()
         """Samples that could not be read and were replaced, by source, in this process."""
+        self.kept: Kept | None = None
+        """What is kept of frames, and goes into batches in the place of their pictures; None for nothing."""
 
     def _hold_frames(self) -> None:
         needed = {source.name: source.held_frames for source in self.sources}
@@ -164,7 +167,7 @@ class MixtureStream:
         parts = [
             (
                 mine,
-                Filling(source, [one.item for one in mine], at, slot),
+                Filling(source, [one.item for one in mine], at, slot, self.kept),
                 LaterFrames(source, [one.item for one in mine], at, slot) if ahead else None,
             )
             for name, slot in zip(bodies, slots, strict=True)
@@ -231,6 +234,7 @@ class MixtureStream:
         return Group(
             **tensors,
             **_quality(fillings, len(drawn)),
+            **self._context(fillings, len(drawn)),
             embodiment=drawn[0].source.embodiment.name,
             text=tuple(one.source.clips.text(clip) for one, clip in both),
             source=tuple(one.source.name for one in drawn),
@@ -239,6 +243,13 @@ class MixtureStream:
             label=tuple(one.source.label_of(clip) for one, clip in both),
             replaced=tuple(replaced),
         )
+
+    def _context(self, fillings: Sequence[Filling], n: int) -> dict[str, Tensor]:
+        """Returns what is kept of the frames of a group of ``n``."""
+        if self.kept is None:
+            return {}
+        rows = {filling.at[number]: row for filling in fillings for number, row in filling.kept.items()}
+        return joined(self.kept, rows, n)
 
     def _vary(self, images: Tensor, drawn: Sequence[Drawn]) -> None:
         """Varies the views of each sample [B, V, H, W, 3] in training."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyramid.errors import DataError
 from pyramid.mixture.clips import Wanted
+from pyramid.mixture.kept import Kept, found
 from pyramid.mixture.source import Chunk, Source
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.008
@@ -37,9 +38,12 @@ class Filling:
         items: its items.
         at: their places in the group.
         slots: the places.
+        kept: what is kept of frames; what is kept of these is taken in the place of their pictures.
     """
 
-    def __init__(self, source: Source, items: Sequence[int], at: Sequence[int], slots: Slots) -> None:
+    def __init__(
+        self, source: Source, items: Sequence[int], at: Sequence[int], slots: Slots, kept: Kept | None = None
+    ) -> None:
         self.source, self.at, self.slots = source, list(at), slots
         self._want = self._wanted(items)
         self._left = np.arange(len(self.at))
@@ -51,9 +55,26 @@ class Filling:
         """Samples that cannot be read, by number in ``items``."""
         self.quality: dict[int, Mapping[str, NDArray[Any]]] = {}
         """What a labeler says of the labels of each sample that has any, by number in ``items``."""
+        self.kept: dict[int, Tensor] = found(kept, source, self._want.clips, self._want.frames)
+        """What is kept of the frame of each sample of which anything is, by number in ``items``."""
+        if kept is not None and not kept.pictures:
+            self._without_pictures(np.array(sorted(self.kept), np.int64))
 
     def _wanted(self, items: Sequence[int]) -> Wanted:
         return self.source.wanted(items, self.at, self.slots.arrays["images"][:, 0])
+
+    def _without_pictures(self, numbers: NDArray[np.int64]) -> None:
+        """Writes the actions of samples whose frames nobody needs; their pictures are 0."""
+        self.slots.arrays["images"][self._want.at[numbers]] = 0
+        for clip in dict.fromkeys(self._want.clips[numbers].tolist()):
+            of_it = numbers[self._want.clips[numbers] == clip]
+            try:
+                rows = self.source.clip_rows(clip)
+            except DataError:
+                self.failed += of_it.tolist()
+                continue
+            self._write(of_it, None if rows is None else rows[self._want[of_it].rows(self.source.embodiment.horizon)])
+        self._left = np.setdiff1d(self._left, numbers)
 
     def advance(self) -> bool:
         """Copies what is held and decodes a clip of what is not; returns whether there was anything to do."""
@@ -109,6 +130,7 @@ class Filling:
 
     def put(self, number: int, clip: int, chunk: Chunk, image: NDArray[np.uint8]) -> None:
         """Fills in a sample that was read alone."""
+        self.kept.pop(number, None)
         self.clips[number] = clip
         self.slots.arrays["images"][self.at[number], 0] = image
         self._put(number, chunk)

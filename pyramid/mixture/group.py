@@ -80,6 +80,12 @@ class Group:
     """float32 [B]: how much latent actions help the reconstruction; None where nobody says."""
     codes: Tensor | None = None
     """int64 [B, C]: codes of latent actions; None where there are none."""
+    context: Tensor | None = None
+    """float [B, L, C]: what is kept of the views and the text (`pyramid.mixture.kept`), 0 past each sample's own
+    length. None where nothing is kept."""
+    context_length: Tensor | None = None
+    """int64 [B]: tokens of each sample in ``context``; 0 where it has none and stands in ``images`` alone. Where it has
+    some, ``images`` may be 0."""
 
 
 Batch = list[Group]

@@ -6,6 +6,7 @@ read when an item of theirs is drawn. Statistics are left to `pyramid.mixture.st
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,6 +101,7 @@ class Source:
         )
         self._size_px = size_px
         self.hold(0)
+        self._rows_held: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
         self._window: tuple[int, int] | None = None
         self._shard_cache = ShardCache(mixture.shard_cache_mb) if mixture.shard_cache_mb else None
 
@@ -349,6 +351,23 @@ class Source:
         if state.shape[1] != body.state_dim:
             raise DataError(f"source '{self.name}': clip {sample.key} has no states of {body.state_dim} dimensions")
         return np.concatenate([action, state], 1, dtype=np.float32, casting="same_kind")
+
+    def clip_rows(self, clip: int) -> NDArray[np.float32] | None:
+        """Does what `measured_rows` does for a clip whose frames are not needed; holds those of the last clips.
+
+        Raises:
+            DataError: the clip is not what the index says, or has no actions, or of another width.
+        """
+        if not self.measured:
+            return None
+        rows = self._rows_held.pop(clip, None)
+        if rows is None:
+            rows = self.measured_rows(self.sample(clip))
+            assert rows is not None  # noqa: S101
+        self._rows_held[clip] = rows
+        while len(self._rows_held) > 1 and sum(map(len, self._rows_held.values())) > self.held_frames:
+            self._rows_held.popitem(last=False)
+        return rows
 
     def rows(self, clip: int, ahead: ReadAhead) -> dict[str, NDArray[np.float32]] | None:
         """Returns all rows of a clip that are drawn, for statistics: ``action`` [N, D] and, if known, ``state`` [N, S].

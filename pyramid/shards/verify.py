@@ -22,6 +22,7 @@ from pyramid.progress import Progress
 from pyramid.receipts import path_of
 from pyramid.remote import Entry
 from pyramid.shards.ahead import ReadAhead
+from pyramid.shards.features import notes_on
 from pyramid.shards.layout import INDEX_FILE, JPEGS, VIDEO, table_name
 from pyramid.shards.reader import Sample, ShardSet
 from pyramid.video.packed import count_mp4
@@ -126,6 +127,7 @@ def _verify_shards(shards: str, *, deep: bool, quarantine: bool) -> VerifyResult
         samples=len(found),
         bad=[{"path": files.join(shards, name), "reason": reason} for name, reason in bad.items()],
         quarantined=quarantine and bool(bad),
+        notes=list(notes_on(found)),
     )
 
 

@@ -288,6 +288,15 @@ def _no_file(folder):
     (folder / "model.safetensors").unlink()
 
 
+def _half_of_the_files(folder):
+    model = published_qwen() if json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl" else None
+    (folder / "model.safetensors").unlink()
+    (model or published_smol("smolvlm")).save_pretrained(folder, max_shard_size="40KB")
+    parts = sorted(folder.glob("model-*-of-*.safetensors"))
+    assert len(parts) > 1
+    parts[-1].unlink()
+
+
 def _other_version(folder):
     from safetensors.torch import load_file, save_file
 
@@ -308,6 +317,7 @@ def _no_sizes(folder):
     [
         (_half_a_file, "cannot be loaded"),
         (_no_file, "cannot be loaded"),
+        (_half_of_the_files, "cannot be loaded"),
         (_other_version, r"lacks 1 weights, the first is '.*layers\.1\.mlp.*half downloaded"),
         (_no_sizes, "another version or damaged"),
     ],
@@ -316,8 +326,9 @@ def _no_sizes(folder):
 def test_damaged_models_are_refused(tmp_path, kind, damage, message):
     save(published_qwen() if kind == "qwen3_vl" else published_smol(kind), tmp_path)
     damage(tmp_path)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         build_backbone(config_of(tmp_path, kind))
+    assert f"backbone '{tmp_path}'" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl", "smolvlm"])

@@ -51,5 +51,5 @@ def test_a_policy_trains_from_shards_and_acts(tmp_path: Path, monkeypatch: pytes
     assert {n for n in moved if n.startswith("backbone.")} <= top
     assert any(n.startswith("backbone.") for n in moved) == bool(top)
     assert any(n.startswith("head.dit.") for n in moved)
-    kept = list((tmp_path / "cache").rglob("features/**/*.safetensors"))
+    kept = list((tmp_path / "robot").rglob("features/**/*.safetensors"))
     assert bool(kept) == BACKBONES[name].cache_features

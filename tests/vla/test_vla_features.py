@@ -1,108 +1,236 @@
-import copy
-from dataclasses import replace
+"""Features that are kept: the same training with less work, each frame worked out once, nothing stale ever read."""
 
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import drawing
+import feature_folder
 import pytest
 import torch
-from tiny_policy import BACKBONE, TINY, make_bodies, make_group
+from feature_folder import (
+    DRAWN,
+    FAMILIES,
+    Calls,
+    all_kept,
+    batches,
+    config,
+    filled,
+    kept_files,
+    mixture_of,
+    opened,
+    same,
+    trained,
+    write_mixture,
+)
 
+from pyramid import files
+from pyramid.errors import ConfigError
+from pyramid.mixture.batch import open_mixture
 from vla.config import BackboneConfig
-from vla.objectives.total import batch_loss
-from vla.policy import build_policy
+from vla.train import train_vla
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
-def cached(tmp_path, monkeypatch):
-    """A frozen policy that keeps features, and how many rows went through its backbone."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    policy = build_policy(replace(TINY, backbone=replace(BACKBONE, frozen=True, cache_features=True)), make_bodies())
-    rows = []
-    policy.backbone.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    return policy.train(), rows, tmp_path
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(monkeypatch)
 
 
-def plain(policy):
-    """The same policy without a cache."""
-    other = copy.deepcopy(policy)
-    other.config = replace(policy.config, backbone=replace(policy.config.backbone, cache_features=False))
-    return other
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_training_with_kept_features_ends_with_the_bits_of_one_without(kind: str, tmp_path: Path) -> None:
+    mixture = write_mixture(tmp_path)
+    plain = trained(mixture, tmp_path / "plain", config(kind, **{"policy.backbone.cache_features": False}))
+    assert not kept_files(tmp_path)
+    kept = trained(mixture, tmp_path / "kept", config(kind))
+    assert len(kept_files(tmp_path / "arm")) == 2
+    assert same(plain, kept)
+    # What is there decides nothing: half of it, all of it.
+    kept_files(tmp_path / "arm")[0].unlink()
+    stream, _ = opened(mixture, config(kind))
+    lengths = torch.cat([group.context_length for group in batches(stream)])
+    assert 0 < int((lengths > 0).sum()) < len(lengths)
+    assert same(plain, trained(mixture, tmp_path / "again", config(kind), workers=2))
 
 
-def losses(policy, groups):
-    return batch_loss(policy, groups, torch.Generator().manual_seed(0))[0]
+def test_a_frame_passes_the_backbone_once(tmp_path: Path, calls: Calls) -> None:
+    mixture = write_mixture(tmp_path)
+    trained(mixture, tmp_path / "first", config())
+    # 8 steps of 6 samples: more than an epoch. The pictures of clips that are held out are nobody's.
+    assert calls.taken() == DRAWN
+    trained(mixture, tmp_path / "second", config(**{"trainer.seed": 0, "trainer.lr": 1e-4}))
+    assert calls.taken() == 0
+    train_vla(mixture, out=str(tmp_path / "second"), config=config(**{"trainer.lr": 1e-4}))
+    assert calls.taken() == 0
 
 
-def groups():
-    return [make_group(make_bodies(), name, 3, seed=1) for name in ("arm", "human_latent")]
+def test_no_picture_is_decoded_where_features_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = write_mixture(tmp_path)
+    plain = open_mixture(mixture, batch_size=6, image_size=32)
+    stream, _ = filled(mixture, config())
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("a picture was decoded")
+
+    wanted = batches(plain)
+    monkeypatch.setattr("pyramid.shards.reader.decode_mp4", decode)
+    for group, want in zip(batches(stream), wanted, strict=True):
+        assert not group.images.any()
+        for name in ("action", "state", "mask", "position", "state_known", "weight"):
+            assert torch.equal(getattr(group, name), getattr(want, name)), name
+        assert (group.key, group.text, group.replaced) == (want.key, want.text, want.replaced)
 
 
-def test_the_loss_is_the_same_and_the_backbone_runs_once(cached):
-    policy, rows, _ = cached
-    want = losses(plain(policy), groups())
-    rows.clear()
-    first, second = losses(policy, groups()), losses(policy, groups())
-    assert rows == [6]
-    assert torch.allclose(first, want, atol=1e-6)
-    assert torch.equal(first, second)
-    second.backward()
-    assert all(p.grad is None for p in policy.backbone.parameters())
-    assert any(p.grad is not None and p.grad.any() for p in policy.head.parameters())
+def test_a_target_that_looks_at_pictures_gets_them(tmp_path: Path, calls: Calls) -> None:
+    learned = {"weight": 0.2, "target": "qformer", "qformer_width": 16, "qformer_heads": 2}
+    options = {"policy.head.future_tokens": 4, "objectives.flare": learned}
+    mixture = write_mixture(tmp_path, future_s=0.2)
+    plain = trained(mixture, tmp_path / "plain", config(**options, **{"policy.backbone.cache_features": False}))
+    calls.taken()
+    assert same(plain, trained(mixture, tmp_path / "kept", config(**options)))
+    assert calls.taken() == DRAWN
+    stream, _ = opened(mixture, config(**options))
+    assert all(group.images.any() and (group.context_length > 0).all() for group in batches(stream))
 
 
-def test_gradients_of_the_head_are_the_same(cached):
-    policy, _, _ = cached
-    other = plain(policy)
-    losses(policy, groups())
-    for each in (policy, other):
-        losses(each, groups()).backward()
-    pairs = zip(policy.head.named_parameters(), other.head.parameters(), strict=True)
-    assert all((a.grad is None) == (b.grad is None) for (_, a), b in pairs)
-    for (name, a), b in zip(policy.head.named_parameters(), other.head.parameters(), strict=True):
-        assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-6), name
+def test_videos_come_with_features_too(tmp_path: Path) -> None:
+    shards = drawing.write_shards(tmp_path / "arm", [9, 9, 9])
+    human = drawing.write_shards(tmp_path / "human", [9, 9], actions=False, first_clip=9, embodiment="human")
+    sources = {"robot": {"shards": shards, "use": "action"}, "seen": {"shards": human, "use": "video"}}
+    mixture = mixture_of(tmp_path, sources, future_s=0.3)
+    flare = {"policy.head.future_tokens": 4, "objectives.flare": {"weight": 0.2, "grid": 2}}
+    plain = trained(mixture, tmp_path / "plain", config(**flare, **{"policy.backbone.cache_features": False}))
+    assert same(plain, trained(mixture, tmp_path / "kept", config(**flare)))
+    assert len(kept_files(tmp_path / "human")) == 1
 
 
-def test_only_what_is_new_is_worked_out(cached):
-    policy, rows, _ = cached
-    images = torch.randint(0, 256, (3, 1, 16, 16, 3), dtype=torch.uint8)
-    context, mask = policy.encode(images, ["a", "a longer text", "a"])
-    assert mask.sum(1).tolist() == [6, 18, 6]
-    assert not context[~mask].any()
-    changed = images.clone()
-    changed[1, 0, 0, 0, 0] ^= 1
-    again, _ = policy.encode(changed, ["a", "a longer text", "b"])
-    assert rows == [3, 2]
-    assert torch.equal(again[0], context[0])
-    assert not torch.equal(again[1], context[1])
-    with torch.no_grad():
-        policy.backbone.layers[0].mlp.up_proj.weight[0, 0] += 1
-    assert not torch.allclose(build_like(policy).encode(images, ["a"] * 3)[0][0], context[0][:6])
-    assert rows == [3, 2, 3]
+def test_another_mixture_over_the_same_shards_adds_its_clips(tmp_path: Path, calls: Calls) -> None:
+    mixture = write_mixture(tmp_path)
+    shards = str(tmp_path / "arm")
+    some = mixture_of(tmp_path, {"robot": {"shards": shards, "use": "action", "filter": {"text": "show [01]$"}}})
+    filled(some, config())
+    assert calls.taken() == 9 + 8
+    filled(mixture_of(tmp_path, {"robot": {"shards": shards, "use": "action"}}), config())
+    assert calls.taken() == 9 + 7
+    other = mixture_of(tmp_path, {"robot": {"shards": shards, "use": "action", "filter": {"text": "show 3$"}}})
+    filled(other, config())
+    stream, _ = opened(mixture, config())
+    assert calls.taken() == 0
+    assert all_kept(stream)
 
 
-def build_like(policy):
-    """The policy as it is loaded from its weights."""
-    return copy.deepcopy(policy)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounded_features_are_half_as_large_and_nearly_the_same(dtype: str, tmp_path: Path) -> None:
+    mixture = write_mixture(tmp_path)
+    chosen = config(**{"policy.backbone.cache_dtype": dtype})
+    (full, want), (half, found) = told(mixture, config()), told(mixture, chosen)
+    assert half < 0.6 * full
+    assert found.dtype == getattr(torch, dtype)
+    assert torch.allclose(found.float(), want, rtol=1e-2, atol=2e-3)
+    assert not torch.equal(found.float(), want)
+    first = trained(mixture, tmp_path / "first", chosen)
+    # With nothing kept, the head still sees what is rounded.
+    shutil.rmtree(tmp_path / "arm" / "features")
+    (tmp_path / "arm" / "features").write_text("in the way")
+    (tmp_path / "cache" / "latent-pyramid" / "features").write_text("in the way")
+    assert same(first, trained(mixture, tmp_path / "again", chosen))
 
 
-def test_a_damaged_file_is_made_again(cached):
-    policy, rows, folder = cached
-    images = torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8)
-    want, _ = policy.encode(images, ["a"])
-    (path,) = folder.rglob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:20])
-    assert torch.equal(policy.encode(images, ["a"])[0], want)
-    assert torch.equal(policy.encode(images, ["a"])[0], want)
-    assert rows == [1, 1]
+def told(mixture: str, chosen: Any) -> tuple[int, torch.Tensor]:
+    """Fills features in; returns their size on the disk, and those of the first batches."""
+    stream, features = filled(mixture, chosen)
+    size = sum(path.stat().st_size for path in Path(features.where).glob("*.safetensors"))
+    return size, torch.cat([group.context.flatten() for group in batches(stream)])
 
 
-def test_a_policy_in_use_keeps_nothing(cached):
-    policy, rows, folder = cached
-    for _ in range(2):
-        policy.eval().encode(torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8), ["a"])
-    assert rows == [1, 1]
-    assert not list(folder.rglob("*.safetensors"))
+def test_what_float16_has_no_room_for_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vla.features.maker import rounded
+
+    rows = torch.tensor([[1.0, 7e4]])
+    with pytest.raises(ConfigError, match=r"reach 7e\+04, which float16 does not hold; .*cache_dtype: bfloat16"):
+        rounded(rows, "float16")
+    assert rounded(rows, "bfloat16").dtype == torch.bfloat16
+    assert rounded(rows, "full") is rows
 
 
-def test_a_backbone_that_trains_keeps_nothing():
+def test_a_dry_run_says_sizes_and_writes_nothing(tmp_path: Path) -> None:
+    mixture = write_mixture(tmp_path)
+    before = drawing.tree(tmp_path / "arm")
+    plan = train_vla(mixture, config=config(), dry_run=True)
+    # 9 + 8 + 9 + 7 frames of 16 view tokens and 7 of "show N" with its beginning, 32 numbers of 4 bytes each.
+    size = f"{DRAWN * 23 * 32 * 4 / 1024:.1f} KiB"
+    assert any(f"{DRAWN} frames to be worked out once (0 are kept), {size} in " in note for note in plan.notes)
+    assert drawing.tree(tmp_path / "arm") == before
+    filled(mixture, config())
+    assert f"all {DRAWN} frames are kept" in train_vla(mixture, config=config(), dry_run=True).notes[-1]
+
+
+def test_on_a_gpu_frames_pass_together_with_nearly_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    mixture = write_mixture(tmp_path)
+    want = torch.cat([group.context.flatten() for group in batches(filled(mixture, config())[0])])
+    calls.taken()
+    for module in ("maker", "encode"):
+        monkeypatch.setattr(f"vla.features.{module}.at_once", lambda device: 16)
+    filled_anew = shutil.move(tmp_path / "arm" / "features", tmp_path / "before")
+    assert Path(filled_anew).exists()
+    stream, _ = filled(mixture, config())
+    assert calls.taken() == DRAWN
+    found = torch.cat([group.context.flatten() for group in batches(stream)])
+    assert torch.allclose(found, want, atol=1e-5)
+    first = trained(mixture, tmp_path / "first", config(**{"trainer.max_steps": 2}))
+    kept_files(tmp_path / "arm")[0].unlink()
+    stream, _ = opened(mixture, config())
+    (group,) = stream.batch(0)
+    assert 0 < int((group.context_length == 0).sum()) < len(group.key)
+    assert first
+
+
+def test_what_would_be_kept_in_vain_is_refused_by_name(tmp_path: Path) -> None:
+    mixture = write_mixture(tmp_path, augment={"brightness": 0.2})
+    with pytest.raises(ConfigError, match=r"cache_features .*augment.*take augment out of the mixture"):
+        train_vla(mixture, out=str(tmp_path / "out"), config=config())
+    assert not (tmp_path / "out").exists()
     for changes in ({}, {"frozen": True, "tune_top_layers": 1}, {"frozen": True, "tune_vision": True}):
         with pytest.raises(ValueError, match="nothing trains"):
             BackboneConfig(cache_features=True, **changes)
+    for name, option in (
+        ("tune.lora.rank", 2),
+        ("trainer", {**feature_folder.TRAINER, "devices": 2, "strategy": "fsdp"}),
+    ):
+        with pytest.raises(ConfigError, match=r"cache_features needs a backbone that stands still"):
+            config(**{name: option})
+    with pytest.raises(ConfigError, match=r"head\.compatibility: n1_5 .*cache_features: false"):
+        config(**{"policy.head.compatibility": "n1_5"})
+
+
+def test_a_policy_in_use_asks_for_nothing_that_is_kept(tmp_path: Path) -> None:
+    mixture = write_mixture(tmp_path)
+    chosen = config(**{"tune.validation": {"every": 4, "batches": 1}})
+    trained(mixture, tmp_path / "kept", chosen)
+    stream = open_mixture(mixture, batch_size=6, image_size=32, split="val")
+    assert all(group.context is None for group in batches(stream, 1))
+    assert dataclasses.replace(batches(stream, 1)[0]).context_length is None
+
+
+def test_shards_in_a_store_have_their_features_beside_them(tmp_path: Path, s3: str, calls: Calls) -> None:
+    write_mixture(tmp_path)
+    for path in (tmp_path / "arm").iterdir():
+        files.write_bytes(f"{s3}/features/arm/{path.name}", path.read_bytes())
+    mixture = mixture_of(tmp_path, {"robot": {"shards": f"{s3}/features/arm", "use": "action"}})
+    _, features = filled(mixture, config())
+    assert features.where.startswith(f"{s3}/features/arm/features/")
+    assert calls.taken() > 0
+    assert not kept_files(tmp_path)
+    stream, features = opened(mixture, config())
+    assert features.plan().frames == 0
+    assert all_kept(stream)
+    assert calls.taken() == 0

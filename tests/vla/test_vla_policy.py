@@ -162,6 +162,39 @@ def test_damaged_folders_are_refused(policy, tmp_path, damage, message):
         Policy.from_pretrained(str(tmp_path))
 
 
+def _cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _of_another_download(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+
+
+def _another_kind(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "kind": "idm"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut, r"model\.safetensors is not the one config\.json was written with; copy it again"),
+        (_of_another_download, r"model\.safetensors is not the one config\.json was written with; copy it again"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"cannot read .*model\.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), r"no vla model in .*no config\.json"),
+        (_another_kind, "holds a model of kind 'idm', not 'vla'"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_named(policy, tmp_path, damage, message):
+    policy.save_pretrained(str(tmp_path))
+    damage(tmp_path)
+    with pytest.raises(PyramidError, match=message) as caught:
+        Policy.from_pretrained(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
 def test_a_frozen_backbone_does_not_train(bodies):
     frozen = build_policy(replace(TINY, backbone=replace(TINY.backbone, frozen=True)), bodies).train()
     assert not frozen.backbone.training

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyramid.nn.flow import masked_error, sample_time, time_bucket
+from vla.features.encode import encode_alike
 from vla.objectives.trunk import Passed, Tokens, run_trunk
 from vla.policy import Policy
 
@@ -93,8 +94,12 @@ def group_error(policy: Policy, group: Group, encoded: Encoded, generator: torch
 
 
 def encode_groups(policy: Policy, batch: Sequence[Group]) -> list[Encoded]:
-    """Runs System 2 once for all groups, whose views have one shape in a mixture, and deals the contexts out again."""
+    """Runs System 2 once for all groups, whose views have one shape in a mixture, and deals the contexts out again.
+
+    Where groups come with what is kept of their frames, it runs for the others alone.
+    """
     images = torch.cat([group.images for group in batch])
-    context, mask = policy.encode(images, [text for group in batch for text in group.text])
+    texts = [text for group in batch for text in group.text]
+    context, mask = encode_alike(policy, batch, images, texts) or policy.encode(images, texts)
     sizes = [len(group.images) for group in batch]
     return list(zip(torch.split(context, sizes), torch.split(mask, sizes), strict=True))

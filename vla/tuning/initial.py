@@ -28,6 +28,7 @@ _MAY_DIFFER = (
     "tune_top_layers",
     "tune_vision",
     "cache_features",
+    "cache_dtype",
     "pretrained",
     "revision",
     "local_files_only",

@@ -1,0 +1,1 @@
+"""What a frozen backbone says of the frames of shards, worked out once and kept beside them."""
