@@ -119,11 +119,11 @@ def epoch(mixture: str, chosen: VLAConfig, way: str, steps: int) -> tuple[float,
 
 
 @contextmanager
-def together(really: bool) -> Iterator[None]:
-    """Lets a frozen backbone have whole batches on a CPU, too."""
+def one_by_one(really: bool) -> Iterator[None]:
+    """Sends samples through a frozen backbone one by one though nothing is to be kept."""
     before = encode._alone
     if really:
-        encode._alone = lambda *_: False
+        encode._alone = lambda *_: True
     try:
         yield
     finally:

@@ -159,8 +159,8 @@ class HeadConfig:
     sample_steps: int = 4
     """Euler steps K from noise to action, >= 1."""
     time_rule: TimeRule = "n1_6"
-    """How flow times are drawn in training: "n1" (N1, N1.5), "n1_6" (N1.6, N1.7), or "mean": always 0, with zeros for noise,
-    which is regression to the mean action and goes with `sample_steps` 1."""
+    """How flow times are drawn in training: "n1" (N1, N1.5), "n1_6" (N1.6, N1.7), or "mean": always 0, with zeros for
+    noise, which is regression to the mean action and goes with `sample_steps` 1."""
     state_dropout: float = 0.0
     """Share of training samples whose state is replaced by the token for an unknown state, in [0, 1)."""
     unknown_state: Literal["learned", "zeros"] = "learned"

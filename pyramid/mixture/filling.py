@@ -73,7 +73,7 @@ class Filling:
             except DataError:
                 self.failed += of_it.tolist()
                 continue
-            self._write(of_it, None if rows is None else rows[self._want[of_it].rows(self.source.embodiment.horizon)])
+            self._write(of_it, None if rows is None else rows[self._want[of_it].rows(self.source.after)])
         self._left = np.setdiff1d(self._left, numbers)
 
     def advance(self) -> bool:

@@ -25,8 +25,8 @@ def encode_alike(
 ) -> tuple[Tensor, Tensor] | None:
     """Returns contexts that do not depend on what else is in the batch, nor on what is kept.
 
-    On a CPU each sample passes the backbone by itself: in a batch the last bits would be others. So a training with
-    kept features and one without have the same weights in the end.
+    On a CPU each sample passes the backbone by itself where features are to be kept: in a batch the last bits would be
+    others. So what was kept decides nothing of the weights in the end.
 
     Args:
         policy: whose backbone it is.
@@ -54,8 +54,8 @@ def encode_alike(
 
 
 def _alone(policy: Policy, images: Tensor) -> bool:
-    """Whether samples pass the backbone one by one though nothing is kept."""
-    still = policy.training and not policy.backbone.trains
+    """Whether samples pass the backbone one by one though none of them came with features."""
+    still = policy.config.backbone.cache_features and policy.training and not policy.backbone.trains
     return still and at_once(images.device) == 1 and policy.config.head.compatibility == "none"
 
 
