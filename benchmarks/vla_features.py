@@ -105,7 +105,7 @@ def epoch(mixture: str, chosen: VLAConfig, way: str, steps: int) -> tuple[float,
         features.kept.pictures = way == "kept, pictures too"
     read = passes = 0.0
     losses = []
-    with together(way == "nothing kept, batches"):
+    with one_by_one(way == "nothing kept, one by one"):
         for step in range(steps):
             start = time.process_time()
             batch = stream.batch(step)

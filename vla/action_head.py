@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from pyramid.errors import ConfigError
 from pyramid.nn import flow
 from pyramid.nn.attention import KeyValue, SelfAttentionStack
-from pyramid.nn.dit import DiTConfig, build_dit
+from pyramid.nn.dit import DiT, DiTConfig, build_dit
 from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP, FoldedActionEncoder, plain_mlp
+from pyramid.nn.mlp import MLPTrunk
 from pyramid.nn.realtime import RealTimeChunk, realtime_sample
 from pyramid.types import Embodiment
 from vla.backbones.spans import image_mask
@@ -96,17 +97,7 @@ class ActionHead(nn.Module):
         self.future = nn.Parameter(torch.randn(count, width) * 0.02) if count else None
         self.action_encoder = ActionEncoder({e.name: e.action_dim for e in bodies}, width)
         self.position = nn.Parameter(torch.randn(config.max_horizon, width) * 0.02)
-        self.dit = build_dit(
-            DiTConfig(
-                width=width,
-                layers=config.layers,
-                heads=config.heads,
-                interleave=config.interleave,
-                context_width=context_width,
-                out_width=config.hidden,
-                dropout=config.dropout,
-            )
-        )
+        self.dit = _build_trunk(config, context_width, self.image_spans)
         self.action_decoder = EmbodimentMLP({e.name: (config.hidden, e.action_dim) for e in bodies}, config.hidden)
 
     def add_embodiment(self, embodiment: Embodiment, *, like: str | None = None) -> None:
@@ -255,7 +246,7 @@ class ActionHead(nn.Module):
         """
         x, bucket, target = self.noisy(action, mask, noise, time)
         predicted = self.velocity(x, bucket, prepared, embodiment, mask.any(-1))
-        return flow.masked_error(predicted, target, mask)
+        return flow.masked_error(predicted, target, mask, rule=self.config.time_rule)
 
     def noisy(self, action: Tensor, mask: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the points between noise and actions, float [B, T, D], their buckets int64 [B], and the velocities.
@@ -291,7 +282,7 @@ class ActionHead(nn.Module):
 
     def _start(self, noise: Tensor) -> Tensor:
         """Returns where the way to an action begins: at the noise, or for regression at zeros."""
-        return noise * 0.0 if self.config.time_rule == "mean" else noise
+        return noise * 0.0 if self.config.time_rule in flow.REGRESSION else noise
 
     def state_token(self, state: Tensor, known: Tensor | None, embodiment: str) -> Tensor:
         """Encodes states of one embodiment to float [B, W]; the arguments are those of `prepare`."""
@@ -321,6 +312,19 @@ def check_histories(config: HeadConfig, embodiments: Mapping[str, Embodiment]) -
                 f"embodiment '{name}' comes with {body.state_history} states a sample (state_history in the mixture), "
                 f"the policy encodes {config.state_history} (policy.head.state_history): set both to the same"
             )
+
+
+def _build_trunk(config: HeadConfig, context_width: int, spans: Sequence[tuple[int, int]]) -> DiT | MLPTrunk:
+    sizes = DiTConfig(
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        interleave=config.interleave,
+        context_width=context_width,
+        out_width=config.hidden,
+        dropout=config.dropout,
+    )
+    return build_dit(sizes) if config.trunk == "dit" else MLPTrunk(sizes, spans)
 
 
 def _check_horizon(name: str, embodiment: Embodiment, config: HeadConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyramid.nn.flow import TimeRule
+from pyramid.nn.flow import REGRESSION, TimeRule
 from pyramid.training import TrainerConfig
 from vla.objectives.config import ObjectivesConfig
 from vla.tuning.config import TuneConfig
@@ -132,8 +132,11 @@ class HeadConfig:
 
     width: int = 128
     """Width of the tokens in the diffusion transformer, even and a multiple of `heads`."""
+    trunk: Literal["dit", "mlp"] = "dit"
+    """What is between encoders and decoders: the diffusion transformer of all releases, or perceptrons, for a small
+    policy of one task: they see views and state alone, each step of a chunk by itself, and need no `heads`."""
     layers: int = 4
-    """Blocks of the diffusion transformer, >= 1; even ones attend to the backbone, odd ones to state and action."""
+    """Blocks of the trunk, >= 1; of the transformer, even ones attend to the backbone, odd ones to state and action."""
     heads: int = 4
     """Attention heads, >= 1."""
     hidden: int = 128
@@ -159,8 +162,8 @@ class HeadConfig:
     sample_steps: int = 4
     """Euler steps K from noise to action, >= 1."""
     time_rule: TimeRule = "n1_6"
-    """How flow times are drawn in training: "n1" (N1, N1.5), "n1_6" (N1.6, N1.7), or "mean": always 0, with zeros for
-    noise, which is regression to the mean action and goes with `sample_steps` 1."""
+    """How flow times are drawn in training: "n1" (N1, N1.5), "n1_6" (N1.6, N1.7), or by regression: "mean" or "median",
+    always 0, with zeros for noise; they go with `sample_steps` 1."""
     state_dropout: float = 0.0
     """Share of training samples whose state is replaced by the token for an unknown state, in [0, 1)."""
     unknown_state: Literal["learned", "zeros"] = "learned"
@@ -177,8 +180,8 @@ class HeadConfig:
             or min(self.context_layers, self.future_tokens) < 0
         ):
             raise ValueError(f"sizes must be at least 1 (context_layers and future_tokens at least 0), got {self}")
-        if self.time_rule == "mean" and self.sample_steps > 1:
-            raise ValueError(f"time_rule: mean teaches a single step; set sample_steps: 1, not {self.sample_steps}")
+        if self.time_rule in REGRESSION and self.sample_steps > 1:
+            raise ValueError(f"time_rule: {self.time_rule} teaches a single step: set sample_steps: 1")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width must be even and a multiple of heads, got {self.width} and {self.heads}")
         if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.state_dropout < 1.0):

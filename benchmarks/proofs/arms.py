@@ -143,5 +143,5 @@ def options_of(arm: str, config: ProofConfig) -> dict[str, Any]:
     if arm == "flare":
         # Points of fresh convolutions mean nothing yet; a learned target knows of actions.
         target = {"objectives.flare.target": "qformer", "objectives.flare.qformer_width": 64}
-        return {"objectives.flare.weight": 0.2, "policy.head.future_tokens": 4, **target}
+        return {"objectives.flare.weight": 0.2, "objectives.flare.layer": 1, "policy.head.future_tokens": 4, **target}
     return {}

@@ -53,7 +53,7 @@ class ProofConfig:
     """Decides demonstrations, videos, starts, weights. Settings are chosen on other seeds than those reported."""
     policy: str = "vla/keypoints"
     """The policy's preset."""
-    updates: int = 3000
+    updates: int = 2000
     """Updates of each policy; those of ``_long`` take twice as many."""
     idm: str = "idm/tiny"
     """Preset of the inverse dynamics model, trained on the demonstrations of a subset."""

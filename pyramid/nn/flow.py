@@ -27,10 +27,15 @@ __all__ = [
     "time_bucket",
 ]
 
-TimeRule = Literal["n1", "n1_6", "mean"]
+TimeRule = Literal["n1", "n1_6", "mean", "median"]
 """How the Beta sample u becomes a time: "n1" (N1, N1.5, the IDM) ``(s - u) / s``; "n1_6" (N1.6, N1.7) ``(1 - u) s``.
-"mean" is always 0, and the caller has zeros for noise: one Euler step then leads to the mean action, by regression."""
+"mean" and "median" are always 0, and the caller has zeros for noise: one Euler step then leads to the mean or the
+median action, by regression."""
 
+REGRESSION: tuple[TimeRule, ...] = ("mean", "median")
+"""The rules that are regression."""
+_NEAR = 0.2
+"""Error below which the median's loss is squared, in normalised units."""
 TIME_BUCKETS = 1000
 """Number of buckets that the flow time is cut into before a network sees it."""
 
@@ -53,7 +58,7 @@ def sample_time(
     Returns:
         float32 [B].
     """
-    if rule == "mean":
+    if rule in REGRESSION:
         return torch.zeros(batch, device=generator.device)
     u = torch.rand(batch, generator=generator, device=generator.device) ** (1.0 / alpha)
     return (scale - u) / scale if rule == "n1" else (1.0 - u) * scale
@@ -88,16 +93,21 @@ def interpolate(action: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Te
     return (1.0 - t) * noise + t * action, action - noise
 
 
-def masked_error(predicted: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return per-sample sums of squared errors and of counted elements, float [B] each.
+def masked_error(predicted: Tensor, target: Tensor, mask: Tensor, *, rule: TimeRule = "n1_6") -> tuple[Tensor, Tensor]:
+    """Return per-sample sums of errors and of counted elements, float [B] each.
 
     Args:
         predicted: float [B, T, D].
         target: float [B, T, D].
         mask: bool (or 0/1 float) [B, T, D]; what is False counts nowhere.
+        rule: errors are squared, but for "median": absolute, and near 0 as `torch.nn.functional.smooth_l1_loss` has it.
     """
     weight = mask.to(predicted.dtype)
-    return ((predicted - target).square() * weight).sum((1, 2)), weight.sum((1, 2))
+    if rule == "median":
+        error = torch.nn.functional.smooth_l1_loss(predicted, target, reduction="none", beta=_NEAR)
+    else:
+        error = (predicted - target).square()
+    return (error * weight).sum((1, 2)), weight.sum((1, 2))
 
 
 def masked_mean(predicted: Tensor, target: Tensor, mask: Tensor, eps: float = 0.0) -> Tensor:

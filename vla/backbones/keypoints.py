@@ -53,7 +53,7 @@ class _Model(nn.Module):
         # Flat at first, all points would lie in the middle for long.
         self.sharpness = nn.Parameter(torch.tensor(4.0))
         self.n_tokens, width = int(vision["tokens"]), int(text["hidden_size"])
-        self.tokens = nn.Sequential(nn.Linear(2 * points, width), nn.ReLU(), nn.Linear(width, self.n_tokens * width))
+        self.tokens = nn.Linear(2 * points, self.n_tokens * width)
         self.words = nn.Embedding(int(text["vocab_size"]), width)
         side = int(vision["image_size"]) // int(vision["stride"])
         line = torch.linspace(-1, 1, side)

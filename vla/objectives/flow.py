@@ -81,9 +81,9 @@ def _without_actions(policy: Policy, group: Group, encoded: Encoded, generator: 
 
 
 def flow_error(policy: Policy, group: Group, drawn: Drawn, passed: Passed) -> tuple[Tensor, Tensor]:
-    """Returns per-sample sums of squared velocity errors and of counted elements, float [B] each."""
+    """Returns per-sample sums of velocity errors (see `masked_error`) and of counted elements, float [B] each."""
     said = policy.head.action_decoder(passed.hidden, group.embodiment)
-    return masked_error(said, drawn.velocity, drawn.mask)
+    return masked_error(said, drawn.velocity, drawn.mask, rule=policy.config.head.time_rule)
 
 
 def group_error(policy: Policy, group: Group, encoded: Encoded, generator: torch.Generator) -> tuple[Tensor, Tensor]:
