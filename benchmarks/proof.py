@@ -11,17 +11,21 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from proofs.arms import ARMS, HAND_ALONE, LABELS
 from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
-from proofs.corpus import PARTS, pack_corpus
+from proofs.corpus import PARTS, corpus_of, pack_corpus
+from proofs.quality import probe_quality, pseudo_quality, true_actions
 from proofs.table import HEADER, plot, rows, summary
 
 from pyramid import files
 from pyramid.config import resolve, to_dict
-from pyramid.jobs import run_job
+from pyramid.jobs import pending, run_job
+from pyramid.sim.config import CONTROL_HZ
 from pyramid.table import format_table
 
 
@@ -35,27 +39,61 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="instead of the config's")
     parser.add_argument("--tasks", nargs="*", help="instead of the config's")
     parser.add_argument("--seed", type=int, help="instead of the config's: settings are chosen on other seeds")
+    parser.add_argument("--report", action="store_true", help="tell what is done, and do nothing more")
     arguments = parser.parse_args()
     told = {name: getattr(arguments, name) for name in ("arms", "tasks", "seed")}
     config = resolve(
         ProofConfig, arguments.config, **{name: value for name, value in told.items() if value is not None}
     )
-    results = run(arguments.out, config, workers=arguments.workers)
+    results = run(arguments.out, config, workers=arguments.workers, report=arguments.report)
     files.write_json(arguments.results or str(Path(arguments.out, "results.json")), results)
     plot(results["tasks"], arguments.plot or str(Path(arguments.out, "results.png")))
     print(format_table(HEADER, rows(results["tasks"])))
 
 
-def run(out: str, config: ProofConfig, *, workers: int) -> dict[str, object]:
-    """Makes the data, trains and tries every cell, and returns what was found."""
+def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) -> dict[str, Any]:
+    """Makes the data, trains and tries every cell (with ``report`` those that are done), and returns what was found."""
     start = time.monotonic()
+    folder = files.join(out, "results")
+    labels, tasks = wanted(out, config)
+    if report:
+        labels, tasks = (_done(pieces, folder) for pieces in (labels, tasks))
+    else:
+        make_data(out, config, workers=workers)
+    run_job([t.unit() for t in labels], run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
+    job = run_job([t.unit() for t in tasks], run_cell, folder=folder, label="proof", unit_name="cells", workers=workers)
+    cells = {(t.task, t.arm, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}
+    found = summary(cells, config.tasks, config.arms)
+    quality = {
+        task: _quality(out, config, task, [(one.arm, one.subset) for one in labels if one.task == task])
+        for task in config.tasks
+        if any(one.task == task for one in labels)
+    }
+    return {
+        "arms": found["all" if len(config.tasks) > 1 else config.tasks[0]],
+        "tasks": found,
+        "labels": quality,
+        "seed": config.seed,
+        "config": to_dict(config),
+        "policy": to_dict(config.policy_config()),
+        "commit": _commit(),
+        "command": " ".join(["python", *sys.argv]),
+        "seconds": round(time.monotonic() - start),
+    }
+
+
+def make_data(out: str, config: ProofConfig, *, workers: int) -> None:
+    """Draws and packs what is not there yet."""
     folder = files.join(out, "results")
     parts = [Task(out=out, config=config, task=t, arm=part, subset=0) for t in config.tasks for part in PARTS]
     run_job([t.unit() for t in parts], run_drawing, folder=folder, label="data", unit_name="parts", workers=workers)
     for task in config.tasks:
         pack_corpus(files.join(out, task), task, config)
-    # What matters most comes first: arms stand in that order.
-    wanted = [
+
+
+def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
+    """Returns the label models and the cells of a proof, what matters most first: arms stand in that order."""
+    places = [
         (task, arm, subset)
         for task in config.tasks
         for arm in config.arms
@@ -63,24 +101,29 @@ def run(out: str, config: ProofConfig, *, workers: int) -> dict[str, object]:
     ]
     # A label model of videos alone is the same for all subsets.
     needed = {
-        (task, kind, subset if kind == "idm" else 0) for task, arm, subset in wanted for kind in LABELS.get(arm, ())
+        (task, kind, subset if kind == "idm" else 0) for task, arm, subset in places for kind in LABELS.get(arm, ())
     }
     labels, tasks = (
-        [Task(out=out, config=config, task=task, arm=arm, subset=subset) for task, arm, subset in places]
-        for places in (sorted(needed), wanted)
+        [Task(out=out, config=config, task=task, arm=arm, subset=subset) for task, arm, subset in chosen]
+        for chosen in (sorted(needed), places)
     )
-    run_job([t.unit() for t in labels], run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
-    job = run_job([t.unit() for t in tasks], run_cell, folder=folder, label="proof", unit_name="cells", workers=workers)
-    cells = {(t.task, t.arm, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}
-    found = summary(cells, config.tasks, config.arms)
+    return labels, tasks
+
+
+def _done(pieces: Sequence[Task], folder: str) -> list[Task]:
+    missing = {unit.name for unit in pending([piece.unit() for piece in pieces], folder=folder)}
+    return [piece for piece in pieces if piece.unit().name not in missing]
+
+
+def _quality(out: str, config: ProofConfig, task: str, made: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Returns how good the labels of the robot's videos are; of hands nobody kept the actions."""
+    corpus = corpus_of(files.join(out, task), config)
+    truth = true_actions(corpus)
+    runs = {kind if kind != "idm" else f"idm-{subset}": kind for kind, subset in made if kind != "lam-hand"}
     return {
-        "arms": found["all" if len(config.tasks) > 1 else config.tasks[0]],
-        "tasks": found,
-        "seed": config.seed,
-        "config": to_dict(config),
-        "commit": _commit(),
-        "command": " ".join(["python", *sys.argv]),
-        "seconds": round(time.monotonic() - start),
+        name: pseudo_quality(run, truth) if kind == "idm" else probe_quality(run, truth, CONTROL_HZ)
+        for name, kind in sorted(runs.items())
+        for run in [files.join(corpus.videos, "labels", name)]
     }
 
 
