@@ -57,8 +57,8 @@ def _lam(cell: Cell, shards: str, look: str) -> str:
     return _run(shards, "lam", model, f"lam-{look}")
 
 
-def _demonstrations(cell: Cell) -> Sources:
-    return {"demos": {"shards": cell.demos, "use": "action", "state": False}}
+def _demonstrations(cell: Cell, *, state: bool) -> Sources:
+    return {"demos": {"shards": cell.demos, "use": "action", "state": state}}
 
 
 def _idm_robot(cell: Cell) -> Sources:
@@ -91,6 +91,7 @@ def _full(cell: Cell) -> Sources:
 ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
     "behaviour_cloning": None,
     "behaviour_cloning_long": None,
+    "behaviour_cloning_state": None,
     "idm_robot_look": _idm_robot,
     "latent_robot_look": _latent("robot"),
     "latent_hand_look": _latent("hand"),
@@ -106,6 +107,8 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "full_pyramid": ("idm", "lam-hand"),
 }
 """The label models of arms: ``idm`` of each subset, ``lam-LOOK`` of all."""
+WITH_STATE = "behaviour_cloning_state"
+"""Cloning that is told the robot's state. All others see pictures alone: on videos nobody knows it."""
 HAND_ALONE = ("behaviour_cloning", "latent_hand_look")
 """Arms that are tried on all of ``hand_subsets``."""
 
@@ -122,7 +125,7 @@ def make_labels(kind: str, cell: Cell) -> None:
 def mixture_of(arm: str, cell: Cell) -> dict[str, Any]:
     """Returns an arm's mixture, as its file has it; makes the labels that it names."""
     config, more = cell.config, ARMS[arm]
-    tiers: dict[str, Any] = {"top": {"weight": config.demo_share, "sources": _demonstrations(cell)}}
+    tiers: dict[str, Any] = {"top": {"weight": config.demo_share, "sources": _demonstrations(cell, state=arm == WITH_STATE)}}
     if more is not None:
         tiers["base"] = {"weight": 1 - config.demo_share, "sources": more(cell)}
     flare = {"future_s": config.future_s} if arm == "flare" else {}
