@@ -92,12 +92,17 @@ def make_data(out: str, config: ProofConfig, *, workers: int) -> None:
 
 
 def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
-    """Returns the label models and the cells of a proof, what matters most first: arms stand in that order."""
+    """Returns the label models and the cells of a proof: arms in their order, then what hands have more subsets for."""
+    alone = [arm for arm in config.arms if arm in HAND_ALONE]
     places = [
         (task, arm, subset)
         for task in config.tasks
-        for arm in config.arms
-        for subset in range(max(config.subsets, config.hand_subsets) if arm in HAND_ALONE else config.subsets)
+        for arms, subsets in (
+            (config.arms, range(config.subsets)),
+            (alone, range(config.subsets, config.hand_subsets)),
+        )
+        for arm in arms
+        for subset in subsets
     ]
     # A label model of videos alone is the same for all subsets.
     needed = {

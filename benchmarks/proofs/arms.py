@@ -125,7 +125,9 @@ def make_labels(kind: str, cell: Cell) -> None:
 def mixture_of(arm: str, cell: Cell) -> dict[str, Any]:
     """Returns an arm's mixture, as its file has it; makes the labels that it names."""
     config, more = cell.config, ARMS[arm]
-    tiers: dict[str, Any] = {"top": {"weight": config.demo_share, "sources": _demonstrations(cell, state=arm == WITH_STATE)}}
+    tiers: dict[str, Any] = {
+        "top": {"weight": config.demo_share, "sources": _demonstrations(cell, state=arm == WITH_STATE)}
+    }
     if more is not None:
         tiers["base"] = {"weight": 1 - config.demo_share, "sources": more(cell)}
     flare = {"future_s": config.future_s} if arm == "flare" else {}
