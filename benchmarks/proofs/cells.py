@@ -19,6 +19,7 @@ from pyramid.config import dump_yaml, to_dict
 from pyramid.jobs import Outcome, Unit
 from pyramid.rng import seed_of
 from pyramid.sim import RolloutConfig, play
+from vla.observation import resize_images
 from vla.policy import Policy
 from vla.train import train_vla
 
@@ -40,14 +41,18 @@ class Task:
 
 
 class Robot:
-    """A policy asked for the robot's own actions, whatever else it knows."""
+    """A policy asked for the robot's own actions, whatever else it knows; pictures may be larger than it takes."""
 
     def __init__(self, model: str) -> None:
         self._policy = Policy.from_pretrained(model)
+        self._size_px = self._policy.config.backbone.image_size_px
 
     def act(self, observation: Mapping[str, Any], *, seed: int = 0) -> NDArray[np.float32]:
         """Returns the next actions; see `pyramid.sim.Player`."""
-        return self._policy.act(observation, embodiment=BODY, seed=seed)
+        images = observation["images"]
+        if images.shape[1] != self._size_px:
+            images = resize_images(images, self._size_px)
+        return self._policy.act({**observation, "images": images}, embodiment=BODY, seed=seed)
 
     def history(self) -> StateHistory:
         """Returns what keeps the states that the policy takes."""

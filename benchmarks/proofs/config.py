@@ -38,7 +38,7 @@ class ProofConfig:
     horizon: int = 8
     """Steps of a chunk."""
     size_px: int = 64
-    """Height and width of all pictures."""
+    """Height and width of pictures as they are drawn and packed; models make of them what they take."""
     fovy_deg: float = 40.0
     """Vertical field of view of the camera."""
     oversample: int = 2
