@@ -96,7 +96,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def alike(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether weights are equal but for rounding, a hundredth of what a training moves: whole batches pass the backbone
-    where nothing is to be kept. AdamW makes much of the last bits of gradients near 0, so single weights differ more."""
+    where nothing is to be kept. AdamW makes much of the last bits of gradients near 0, so single ones differ more."""
     apart = sum(float((a[name] - b[name]).double().square().sum()) for name in a)
     size = sum(float(value.double().square().sum()) for value in a.values())
     return a.keys() == b.keys() and apart <= 1e-6 * size
