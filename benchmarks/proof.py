@@ -85,7 +85,8 @@ def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) ->
 def make_data(out: str, config: ProofConfig, *, workers: int) -> None:
     """Draws and packs what is not there yet."""
     folder = files.join(out, "results")
-    parts = [Task(out=out, config=config, task=t, arm=part, subset=0) for t in config.tasks for part in PARTS]
+    drawn = [part for part in PARTS if part != "hand" or config.n_hand]
+    parts = [Task(out=out, config=config, task=t, arm=part, subset=0) for t in config.tasks for part in drawn]
     run_job([t.unit() for t in parts], run_drawing, folder=folder, label="data", unit_name="parts", workers=workers)
     for task in config.tasks:
         pack_corpus(files.join(out, task), task, config)
