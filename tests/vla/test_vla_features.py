@@ -45,7 +45,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return Calls(monkeypatch)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("llava", "keypoints") else pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILIES],
+)
 def test_what_is_kept_decides_no_bit_of_a_training(kind: str, tmp_path: Path) -> None:
     mixture = write_mixture(tmp_path)
     plain = trained(mixture, tmp_path / "plain", config(kind, **{"policy.backbone.cache_features": False}))
@@ -127,7 +130,7 @@ def test_another_mixture_over_the_same_shards_adds_its_clips(tmp_path: Path, cal
     assert all_kept(stream)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_rounded_features_are_half_as_large_and_nearly_the_same(dtype: str, tmp_path: Path) -> None:
     mixture = write_mixture(tmp_path)
     chosen = config(**{"policy.backbone.cache_dtype": dtype})

@@ -266,6 +266,7 @@ def test_killed_while_filling_it_goes_on_where_it_stopped(tmp_path: Path, calls:
     as_from_one_run(tmp_path, mixture)
 
 
+@pytest.mark.slow
 def test_two_may_fill_at_once(tmp_path: Path) -> None:
     mixture = write_mixture(tmp_path)
     children = [start(tmp_path, 0.05), start(tmp_path, 0.05)]
