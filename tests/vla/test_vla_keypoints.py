@@ -14,6 +14,7 @@ from pyramid.errors import ConfigError
 from vla.backbone import build_backbone, restore_backbone
 from vla.backbones.keypoints import KeypointBackbone
 from vla.config import BackboneConfig, HeadConfig, PolicyConfig
+from vla.deploy.export import export
 from vla.policy import Policy, build_policy
 
 CONFIG = BackboneConfig(kind="keypoints", image_size_px=32, patch_px=4, vision_width=16, vision_layers=3, text_width=16)
@@ -73,6 +74,17 @@ def test_a_policy_with_keypoints_is_saved_and_asked(tmp_path: Path) -> None:
     observation = {"images": dot(9, 9)[0].numpy(), "text": "push", "state": np.zeros(body.state_dim, np.float32)}
     want = policy.eval().act(observation, embodiment=name)
     assert np.array_equal(Policy.from_pretrained(str(tmp_path)).act(observation, embodiment=name), want)
+
+
+def test_perceptrons_are_exported_whole_and_not_by_steps(tmp_path: Path) -> None:
+    bodies = make_bodies()
+    head = HeadConfig(trunk="mlp", width=16, layers=1, hidden=16, context_norm=False, time_rule="mean", sample_steps=1)
+    build_policy(PolicyConfig(backbone=CONFIG, head=head), bodies).save_pretrained(str(tmp_path / "policy"))
+    name, out = next(iter(bodies)), str(tmp_path / "deploy")
+    with pytest.raises(ConfigError, match=r"head\.trunk: mlp has none"):
+        export(str(tmp_path / "policy"), out=out, embodiment=name, single_step=True)
+    result = export(str(tmp_path / "policy"), out=out, embodiment=name, observations=5)
+    assert max(result.max_abs_error.values()) < 1e-4
 
 
 def test_published_weights_are_refused(tmp_path: Path) -> None:

@@ -127,6 +127,10 @@ def export(
     start = time.monotonic()
     policy = Policy.from_pretrained(checkpoint).float()
     name = policy.processor.body(embodiment).embodiment.name
+    if single_step and policy.config.head.trunk != "dit":
+        raise ConfigError(
+            "single denoising steps pass on keys and values, and head.trunk: mlp has none; leave them out"
+        )
     graphs = _graphs(policy, name, _dynamic(dynamic), single_step=single_step)
     if dry_run:
         sizes: dict[str, dict[str, object]] = {
