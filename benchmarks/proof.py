@@ -62,10 +62,10 @@ def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) ->
         make_data(out, config, workers=workers)
     run_job([t.unit() for t in labels], run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
     job = run_job([t.unit() for t in tasks], run_cell, folder=folder, label="proof", unit_name="cells", workers=workers)
-    cells = {(t.task, t.arm, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}
+    cells = {(t.task, t.piece, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}
     found = summary(cells, config.tasks, config.arms)
     quality = {
-        task: _quality(out, config, task, [(one.arm, one.subset) for one in labels if one.task == task])
+        task: _quality(out, config, task, [(one.piece, one.subset) for one in labels if one.task == task])
         for task in config.tasks
         if any(one.task == task for one in labels)
     }
@@ -86,7 +86,7 @@ def make_data(out: str, config: ProofConfig, *, workers: int) -> None:
     """Draws and packs what is not there yet."""
     folder = files.join(out, "results")
     drawn = [part for part in PARTS if part != "hand" or config.n_hand]
-    parts = [Task(out=out, config=config, task=t, arm=part, subset=0) for t in config.tasks for part in drawn]
+    parts = [Task(out=out, config=config, task=t, piece=part, subset=0) for t in config.tasks for part in drawn]
     run_job([t.unit() for t in parts], run_drawing, folder=folder, label="data", unit_name="parts", workers=workers)
     for task in config.tasks:
         pack_corpus(files.join(out, task), task, config)
@@ -110,7 +110,7 @@ def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
         (task, kind, subset if kind == "idm" else 0) for task, arm, subset in places for kind in LABELS.get(arm, ())
     }
     labels, tasks = (
-        [Task(out=out, config=config, task=task, arm=arm, subset=subset) for task, arm, subset in chosen]
+        [Task(out=out, config=config, task=task, piece=arm, subset=subset) for task, arm, subset in chosen]
         for chosen in (sorted(needed), places)
     )
     return labels, tasks

@@ -281,7 +281,10 @@ class ActionHead(nn.Module):
         return flow.euler_sample(velocity, self._start(noise), self.config.sample_steps, published=not self.masked)
 
     def _start(self, noise: Tensor) -> Tensor:
-        """Returns where the way to an action begins: at the noise, or for regression at zeros."""
+        """Returns where the way to an action begins: at the noise, or for regression at zeros.
+
+        These are made of the noise, so that it stays an input of exported graphs.
+        """
         return noise * 0.0 if self.config.time_rule in flow.REGRESSION else noise
 
     def state_token(self, state: Tensor, known: Tensor | None, embodiment: str) -> Tensor:

@@ -180,6 +180,8 @@ class HeadConfig:
             or min(self.context_layers, self.future_tokens) < 0
         ):
             raise ValueError(f"sizes must be at least 1 (context_layers and future_tokens at least 0), got {self}")
+        if self.trunk == "mlp" and (self.alternate or self.dropout or self.compatibility != "none"):
+            raise ValueError("trunk: mlp has no attention and no dropout, and is none of a release's")
         if self.time_rule in REGRESSION and self.sample_steps > 1:
             raise ValueError(f"time_rule: {self.time_rule} teaches a single step: set sample_steps: 1")
         if self.width % self.heads or self.width % 2:

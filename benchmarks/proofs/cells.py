@@ -26,17 +26,18 @@ from vla.train import train_vla
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker needs for one piece: ``arm`` is an arm, a label model or a part of the data."""
+    """What a worker needs for one piece of work."""
 
     out: str
     config: ProofConfig
     task: str
-    arm: str
+    piece: str
+    """An arm, a label model or a part of the data."""
     subset: int
 
     def unit(self) -> Unit:
         """Returns it as a piece of a job."""
-        name = f"{self.task}-{self.arm}-{self.subset}"
+        name = f"{self.task}-{self.piece}-{self.subset}"
         return Unit(name=name, digest=files.digest([self.config.digest(), name]), task=self, amount=1)
 
 
@@ -60,15 +61,15 @@ class Robot:
 
 
 def run_drawing(task: Task) -> Outcome:
-    """Draws the part of the data that ``arm`` names."""
-    draw_part(files.join(task.out, task.task), task.task, task.config, task.arm)
+    """Draws the part of the data that ``piece`` names."""
+    draw_part(files.join(task.out, task.task), task.task, task.config, task.piece)
     return Outcome()
 
 
 def run_labels(task: Task) -> Outcome:
-    """Trains the label model that ``arm`` names, and labels with it."""
+    """Trains the label model that ``piece`` names, and labels with it."""
     place = files.join(task.out, task.task)
-    make_labels(task.arm, Cell(place, corpus_of(place, task.config), task.subset, task.config))
+    make_labels(task.piece, Cell(place, corpus_of(place, task.config), task.subset, task.config))
     return Outcome()
 
 
@@ -76,10 +77,10 @@ def run_cell(task: Task) -> Outcome:
     """Trains and tries one policy; the facts are those of its tries."""
     config, place = task.config, files.join(task.out, task.task)
     cell = Cell(place, corpus_of(place, config), task.subset, config)
-    folder = files.join(place, "cells", f"{task.arm}-{task.subset}")
+    folder = files.join(place, "cells", f"{task.piece}-{task.subset}")
     mixture, model = files.join(folder, "mixture.yaml"), files.join(folder, "model")
-    files.write_text(mixture, dump_yaml(mixture_of(task.arm, cell)))
-    trained = train_vla(mixture, out=model, config=to_dict(config.policy_config()), **options_of(task.arm, config))
+    files.write_text(mixture, dump_yaml(mixture_of(task.piece, cell)))
+    trained = train_vla(mixture, out=model, config=to_dict(config.policy_config()), **options_of(task.piece, config))
     tried = play(
         functools.partial(Robot, model),
         files.sha256_file(files.join(model, "model.safetensors")),

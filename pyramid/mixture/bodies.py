@@ -13,6 +13,9 @@ from pyramid.types import Embodiment
 __all__ = ["declared", "whole_body"]
 
 
+_HIDDEN = "its actions begin from the state, which state: false hides; take absolute ones, or leave state: false out"
+
+
 def declared(body: Embodiment, source: SourceSpec, place: str, name: str) -> Embodiment:
     """Joins what the clips say of a body with its declaration.
 
@@ -29,8 +32,12 @@ def declared(body: Embodiment, source: SourceSpec, place: str, name: str) -> Emb
     if not place and source.actions in ("", "absolute"):
         return body
     try:
+        if not (place or source.state):
+            raise DataError(_HIDDEN)
         spec = replace(read_body(place), name=body.name) if place else whole_body(body)
         spec = spec.with_actions(source.actions) if source.actions else spec
+        if spec.needs_state and not source.state:
+            raise DataError(_HIDDEN)
         if (body.label == "pseudo" or not source.state) and not spec.needs_state:
             # Labels come without states, and others may be hidden.
             spec = replace(spec, state={}, action={n: replace(p, state="") for n, p in spec.action.items()})

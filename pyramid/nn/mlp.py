@@ -62,7 +62,8 @@ class MLPTrunk(nn.Module):
         x = x + shared[:, None]
         for block in self.blocks:
             x = block(x)
-        return self.out(nn.functional.relu(x))  # type: ignore[no-any-return]
+        said: Tensor = self.out(nn.functional.relu(x))
+        return said
 
 
 class _Block(nn.Module):

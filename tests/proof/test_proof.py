@@ -6,19 +6,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from proofs.arms import ARMS, LABELS  # noqa: E402
+from proofs.arms import ARMS, HAND_ALONE, LABELS  # noqa: E402
 from proofs.config import ProofConfig  # noqa: E402
+from proofs.quality import probe_quality, pseudo_quality  # noqa: E402
 from proofs.table import pooled, summary  # noqa: E402
 
-from pyramid.config import resolve  # noqa: E402
+from pyramid.config import dump_yaml, resolve  # noqa: E402
+
+
+def proof(*options: str) -> dict[str, Any]:
+    """Runs the benchmark; the last option is the file of results."""
+    subprocess.run([sys.executable, "benchmarks/proof.py", *options], cwd=ROOT, check=True, timeout=3500)
+    return json.loads(Path(options[-1]).read_text())
 
 
 def cell(solved: int, n: int = 60) -> list[bool]:
@@ -65,14 +75,49 @@ def test_what_else_is_tried_changes_no_cell() -> None:
     assert ProofConfig(updates=config.updates + 1).digest() != config.digest()
 
 
+def test_labels_are_measured_against_the_truth(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    truth = {f"clip-{i}": draw.normal(size=(23, 2)) for i in range(12)}
+    weights = draw.normal(size=(2, 5))
+    rows = [(key, frame) for key in truth for frame in draw.permutation(19)]
+    means = np.stack([truth[key][frame : frame + 4].mean(0) for key, frame in rows])
+    columns = {"key": [key for key, _ in rows], "frame": [int(frame) for _, frame in rows], "gap_s": [0.05] * len(rows)}
+    said = [(0.5 * truth[key][frame]).tolist() for key, frame in rows]
+    pq.write_table(pa.table({**columns, "action": said, "latent": (means @ weights).tolist()}), tmp_path / "a.parquet")
+    found = pseudo_quality(str(tmp_path), truth)
+    assert found["std_ratio"] == pytest.approx([0.5, 0.5])
+    assert found["r2"] == pytest.approx([0.75, 0.75], abs=0.02)
+    assert probe_quality(str(tmp_path), truth, 80.0)["probe_r2"] == pytest.approx([1, 1], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+@pytest.mark.timeout(1800)
+def test_all_arms_run_and_what_is_done_is_found_and_told(tmp_path: Path) -> None:
+    pytest.importorskip("metaworld")
+    toy = {"n_demos": 2, "subsets": 1, "hand_subsets": 2, "n_videos": 6, "n_hand": 6, "n_starts": 2, "updates": 12}
+    config = {**toy, "arms": list(ARMS), "label_updates": 10, "max_steps": 24, "seed": 11}
+    (tmp_path / "toy.yaml").write_text(dump_yaml(config))
+    options = ["--config", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "out")]
+    first, again, told = (
+        proof(*options, *more, "--results", str(tmp_path / f"{number}.json"))
+        for number, more in enumerate(([], [], ["--report"]))
+    )
+    assert {arm: found["n"] for arm, found in first["arms"].items()} == {
+        arm: 4 if arm in HAND_ALONE else 2 for arm in ARMS
+    }
+    assert set(first["labels"]["push-v3"]) == {"idm-0", "lam-robot"}
+    assert first["arms"] == again["arms"] == told["arms"]
+    assert again["seconds"] < first["seconds"]
+
+
 @pytest.mark.slow
 @pytest.mark.sim
 @pytest.mark.timeout(3600)
 def test_true_actions_on_videos_beat_cloning(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
-    command = [sys.executable, "benchmarks/proof.py", "--config", "proof/guard", "--out", str(tmp_path / "proof")]
-    subprocess.run([*command, "--results", str(tmp_path / "r.json")], cwd=ROOT, check=True, timeout=3500)
-    arms = json.loads((tmp_path / "r.json").read_text())["arms"]
+    options = ["--config", "proof/guard", "--out", str(tmp_path / "proof")]
+    arms = proof(*options, "--results", str(tmp_path / "r.json"))["arms"]
     table = [
         [round(arms[arm]["success"] * arms[arm]["n"]), round((1 - arms[arm]["success"]) * arms[arm]["n"])]
         for arm in ("true_actions", "behaviour_cloning")

@@ -217,3 +217,16 @@ def test_training_needs_data_and_a_place() -> None:
         require_data([], "out", what="shards")
     with pytest.raises(ConfigError, match="--out"):
         require_data(["x"], None, what="shards")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_numbers_are_written_in_every_logged_step_and_are_of_its_last_pass(accumulate: int, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    losses = training_driver.logged(str(tmp_path), accumulate=accumulate)
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    written = {event.step: event.value for event in events.Scalars("loss")}
+    assert sorted(written) == [3, 7, 11], "every fourth of twelve steps"
+    for step, value in written.items():
+        assert value == pytest.approx(losses[step * accumulate + accumulate - 1])

@@ -29,6 +29,27 @@ class Curve(StepModule):
         return loss, {"loss_again": loss.detach()}
 
 
+class Watched(Curve):
+    """Keeps the loss of every pass."""
+
+    def __init__(self, model: nn.Module, config: TrainerConfig) -> None:
+        super().__init__(model, config)
+        self.seen: list[float] = []
+
+    def loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, logs = super().loss(batch, generator)
+        self.seen.append(float(loss.detach()))
+        return loss, logs
+
+
+def logged(out: str, *, accumulate: int) -> list[float]:
+    """Trains, and returns the losses of all passes in their order."""
+    config = TrainerConfig(max_steps=STEPS, log_every=4, batch_size=8, warmup_steps=2, accumulate=accumulate)
+    module = Watched(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)), config)
+    train_model(module, batch_of, kind="lam", out=out, config=config, inputs={"data": "digest"})
+    return module.seen
+
+
 def batch_of(step: int) -> tuple[Tensor, Tensor]:
     x = torch.rand(8, 4, generator=torch_generator(0, "data", step))
     return x, x.sum(1, keepdim=True).sin()

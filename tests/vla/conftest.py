@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from feature_folder import Calls
 from tiny_policy import TINY, make_bodies
 
 from vla.policy import Policy, build_policy
@@ -17,3 +20,15 @@ def bodies() -> dict[str, BodyStatistics]:
 @pytest.fixture
 def policy(bodies: dict[str, BodyStatistics]) -> Policy:
     return build_policy(TINY, bodies, seed=3).eval()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Counts the frames that pass a backbone."""
+    return Calls(monkeypatch)

@@ -212,6 +212,23 @@ def test_regression_gives_the_same_mean_whatever_the_noise():
     torch.testing.assert_close(error / count, (sampled - action).square().mean((1, 2)))
 
 
+@pytest.mark.parametrize("other", [{"alternate": True}, {"dropout": 0.1}, {"compatibility": "n1"}])
+def test_perceptrons_have_nothing_of_a_transformer(other):
+    with pytest.raises(ValueError, match="trunk: mlp"):
+        HeadConfig(trunk="mlp", **other)
+
+
+def test_the_median_counts_large_errors_once():
+    torch.manual_seed(0)
+    config = dataclasses.replace(HEAD, time_rule="median", sample_steps=1)
+    head = build_action_head(config, 32, {n: b.embodiment for n, b in make_bodies().items()}).eval()
+    context, mask, state, action, noise, _ = parts()
+    prepared, every = head.prepare(context, mask, state, None, "arm"), torch.ones_like(action, dtype=torch.bool)
+    far = head.sample(prepared, noise, "arm") + 100
+    error, count = head.errors(prepared, far, every, "arm", noise=noise, time=torch.zeros(3))
+    torch.testing.assert_close(error / count, torch.full((3,), 99.9), atol=1e-3, rtol=0)
+
+
 def test_regression_takes_a_single_step():
     with pytest.raises(ValueError, match="sample_steps: 1"):
         HeadConfig(time_rule="mean", sample_steps=4)

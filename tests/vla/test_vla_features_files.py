@@ -38,16 +38,7 @@ from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA
 from pyramid.shards.verify import verify
 from vla.features.fill import FeatureFill
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    return Calls(monkeypatch)
-
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 OTHERS: dict[str, dict[str, Any]] = {
     "weights": {"trainer.seed": 1},

@@ -189,11 +189,24 @@ def test_without_a_declaration_a_whole_body_can_be_relative(tmp_path: Path) -> N
             "rotation type 'eul",
         ),
         ({}, {"actions": "relativ"}, "relativ"),
+        ({}, {"actions": "relative", "state": False}, "source 'robot'.*begin from the state, which state: false hides"),
+        ({}, {"actions": "delta", "state": False, "declaration": None}, "source 'robot'.*which state: false hides"),
     ],
 )
 def test_a_body_that_does_not_fit_is_refused_by_name(tmp_path: Path, body: dict, source: dict, message: str) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         opened(mixture(tmp_path, body={**BODY, **body}, **source))
+
+
+def test_absolute_actions_of_a_declared_body_may_hide_the_state(tmp_path: Path) -> None:
+    stream = opened(mixture(tmp_path, state=False))
+    body = stream.embodiments["arm"]
+    assert (body.state_dim, body.action_dim) == (0, 3)
+    assert body.declaration is not None
+    assert not body.declaration.state
+    assert set(stream.statistics["arm"]) == {"action"}
+    (group,) = stream.batch(0)
+    assert group.state.shape == (4, 0)
 
 
 def test_relative_needs_equal_sizes_without_a_declaration_and_numbers_at_all(tmp_path: Path) -> None:

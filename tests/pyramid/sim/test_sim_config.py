@@ -23,6 +23,7 @@ from pyramid.sim.tasks import INSTRUCTIONS, instruction
         {"size_px": 8},
         {"action_noise": 1.5},
         {"fovy_deg": 0.0},
+        {"oversample": 5},
         {"max_steps": 501},
         {"camera": "corner9"},
         {"seed": -1},

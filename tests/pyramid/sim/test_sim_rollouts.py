@@ -87,6 +87,23 @@ def test_a_player_that_takes_past_states_is_given_those_of_the_episode() -> None
     assert [seen["state"].tolist() for seen in plain.seen] == [[4.0 * k] * 4 for k in range(6)]
 
 
+class Stateless(Pusher):
+    def history(self) -> StateHistory:
+        return StateHistory(0)
+
+
+def test_a_player_that_takes_no_state_is_told_none() -> None:
+    player = Stateless()
+    rollout(Drifting(), lambda: np.zeros((32, 32, 3), np.uint8), player, seed=0, config=CONFIG)  # type: ignore[arg-type]
+    assert {seen["state"].shape for seen in player.seen} == {(0,)}
+
+
+@pytest.mark.parametrize("wrong", [{"oversample": 0}, {"fovy_deg": 121.0}, {"max_steps": 501}])
+def test_tries_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RolloutConfig(**wrong)
+
+
 @pytest.mark.sim
 def test_an_answer_that_is_too_short_is_named(simulator: None) -> None:
     with pytest.raises(DataError, match=r"answers \[2, 4\], asked for at least 4 steps of 4 numbers"):
