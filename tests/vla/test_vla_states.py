@@ -142,7 +142,7 @@ def test_unknown_states_and_padding_change_no_loss() -> None:
     policy.check()(groups)
 
     def loss(*changed: Any) -> float:
-        return float(batch_loss(policy, changed or groups, torch_generator(0, "noise"))[0])
+        return float(batch_loss(policy, changed or groups, torch_generator(0, "noise"))[0].detach())
 
     unknown = torch.tensor([True, False, True])
     arm = dataclasses.replace(groups[0], state_known=unknown)
