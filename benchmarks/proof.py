@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proofs.arms import ARMS, HAND_ALONE, LABELS
+from proofs.arms import ARMS, HAND_ALONE, LABELS, OF_DEMONSTRATIONS
 from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
 from proofs.corpus import PARTS, corpus_of, pack_corpus
@@ -107,7 +107,7 @@ def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
     ]
     # A label model of videos alone is the same for all subsets.
     needed = {
-        (task, kind, subset if kind == "idm" else 0) for task, arm, subset in places for kind in LABELS.get(arm, ())
+        (task, kind, subset if kind in OF_DEMONSTRATIONS else 0) for task, arm, subset in places for kind in LABELS.get(arm, ())
     }
     labels, tasks = (
         [Task(out=out, config=config, task=task, piece=arm, subset=subset) for task, arm, subset in chosen]
@@ -125,9 +125,10 @@ def _quality(out: str, config: ProofConfig, task: str, made: Sequence[tuple[str,
     """Returns how good the labels of the robot's videos are; of hands nobody kept the actions."""
     corpus = corpus_of(files.join(out, task), config)
     truth = true_actions(corpus)
-    runs = {kind if kind != "idm" else f"idm-{subset}": kind for kind, subset in made if kind != "lam-hand"}
+    own = OF_DEMONSTRATIONS
+    runs = {f"{kind}-{subset}" if kind in own else kind: kind for kind, subset in made if kind != "lam-hand"}
     return {
-        name: pseudo_quality(run, truth) if kind == "idm" else probe_quality(run, truth, CONTROL_HZ)
+        name: pseudo_quality(run, truth) if kind in own else probe_quality(run, truth, CONTROL_HZ)
         for name, kind in sorted(runs.items())
         for run in [files.join(corpus.videos, "labels", name)]
     }

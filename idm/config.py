@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pyramid.errors import ConfigError
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 
 __all__ = ["GateConfig", "HeadConfig", "IDMConfig", "ModelConfig", "VisionConfig", "WindowConfig"]
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 
 __all__ = [
     "CODE_DIMS",

@@ -1,4 +1,4 @@
-"""Small networks that tie latents to what a robot measured: actions, proprioception. Only training uses them.
+"""Small networks that tie latents to what a robot measured: actions, proprioception. Labels hold the actions, where there is a head for them.
 
 Shapes: B batch, N tokens, D token width, E embodiments, A widest action or state.
 """
@@ -55,6 +55,18 @@ class ActionHead(_Normalised):
         """Returns the loss float32 [] of latents float [B, N, D] against actions float [B, A]."""
         predicted = self.pick(self.linear(latent.flatten(1)).float(), embodiment)
         return self.error(predicted, self.z_scored(action, embodiment), embodiment)
+
+    def decode(self, latent: Tensor, name: str) -> Tensor:
+        """Returns the mean actions over the gap in physical units, float32 [B, A], of latents float [B, N, D].
+
+        Raises:
+            KeyError: no action of this embodiment was learned from.
+        """
+        if name not in self.names:
+            raise KeyError(name)
+        place, size = self.names.index(name), int(self.used[self.names.index(name)].sum())
+        every = self.linear(latent.flatten(1)).float().view(len(latent), -1, self.width)
+        return (every[:, place] * self.std[place] + self.mean[place])[:, :size]
 
 
 class ProprioHead(_Normalised):

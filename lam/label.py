@@ -45,6 +45,8 @@ class ClipPairs(NamedTuple):
     """uint8 [P, 3, S, S], RGB."""
     text: str
     """The clip's instruction; empty if it has none."""
+    embodiment: str = ""
+    """Whose body the clip shows."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class PairFrames:
         first, second = [place[pair.first] for pair in pairs], [place[pair.second] for pair in pairs]
         times_s = [float(sample.times_s[pair.first]) for pair in pairs]
         text = str(sample.meta.get("text", ""))
-        return ClipPairs(sample.key, pairs, times_s, frames[first], frames[second], text)
+        body = str(sample.meta.get("embodiment", ""))
+        return ClipPairs(sample.key, pairs, times_s, frames[first], frames[second], text, body)
 
 
 class LAMLabeler:
@@ -109,10 +112,16 @@ class LAMLabeler:
             "n_codes": self.config.quantizer.n_codes,
             "gap_policy": {"gap_s": pairs.gap_s, "label_hz": pairs.label_hz, "clamped": False},
             "normaliser": None,
+            **({} if pairs.label_hz is None else {"rate_hz": pairs.label_hz}),
         }
 
     def schema(self) -> pa.Schema:
-        """Returns the columns; ``codes`` are null for a continuous bottleneck, ``motion`` is in [0, 1]."""
+        """Returns the columns; ``codes`` are null for a continuous bottleneck, ``motion`` is in [0, 1].
+
+        A model that learned from some actions (``objectives.action_weight``) tells them of every pair: ``action`` is
+        the mean over the gap in physical units, for a clip of an embodiment without any in those of the only one that
+        had some, and null where there are several.
+        """
         n_tokens, quantizer = self.config.model.n_tokens, self.config.quantizer
         continuous = None if quantizer.n_codes else {EMPTY: b"continuous bottleneck"}
         return pa.schema(
@@ -122,6 +131,7 @@ class LAMLabeler:
                 pa.field("codes", pa.list_(pa.uint16(), n_tokens * quantizer.codes_per_token), metadata=continuous),
                 ("recon_gain", pa.float32()),
                 ("motion", pa.float32()),
+                *([] if self.model.action_head is None else [("action", pa.list_(pa.float32()))]),
             ]
         )
 
@@ -164,7 +174,18 @@ class LAMLabeler:
             pa.array(rows.gain, pa.float32()),
             pa.array(rows.motion, pa.float32()),
         ]
+        if self.model.action_head is not None:
+            columns.append(pa.array(self._actions(clip, rows), pa.list_(pa.float32())))
         return pa.Table.from_arrays(columns, schema=schema)
+
+    def _actions(self, clip: ClipPairs, rows: Rows) -> list[NDArray[np.float32] | None]:
+        head = self.model.action_head
+        if head is None or (len(head.names) > 1 and clip.embodiment not in head.names):
+            return [None] * len(clip.pairs)
+        name = clip.embodiment if clip.embodiment in head.names else head.names[0]
+        latent = torch.from_numpy(rows.latent).to(head.linear.weight.device)
+        with torch.inference_mode():
+            return list(head.decode(latent, name).cpu().numpy())
 
 
 def _lists(values: NDArray[Any], kind: pa.DataType) -> pa.Array:

@@ -10,6 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # Before xdist reads the groups.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps what a file, or the whole way with its demo, makes once in one process when there are several."""
+    for item in items:
+        end_to_end = item.path.parent.name == "e2e"
+        item.add_marker(pytest.mark.xdist_group("e2e" if end_to_end else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """The URL of an empty bucket on a local S3 server."""

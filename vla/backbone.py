@@ -18,32 +18,51 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from pyramid.errors import ConfigError, DataError
-from vla.backbones.eagle import EagleBackbone
 from vla.backbones.interface import Backbone, BackboneSpec
-from vla.backbones.keypoints import KeypointBackbone
 from vla.backbones.layout import ViewLayout, chat_layout, plain_layout
-from vla.backbones.llava import LlavaBackbone
-from vla.backbones.qwen3_vl import Qwen3VLBackbone
-from vla.backbones.smolvlm import SmolVLMBackbone
 from vla.backbones.spans import image_mask
 from vla.backbones.weights import read_text
 from vla.config import BackboneConfig
 from vla.text import byte_tokenizer, tokenizer_from_json
 
-__all__ = ["FAMILIES", "Backbone", "BackboneSpec", "build_backbone", "image_mask", "restore_backbone"]
+__all__ = ["KINDS", "Backbone", "BackboneSpec", "build_backbone", "family_of", "image_mask", "restore_backbone"]
 
-FAMILIES: Mapping[str, type[Backbone]] = {
-    "llava": LlavaBackbone,
-    "smolvlm": SmolVLMBackbone,
-    "qwen3_vl": Qwen3VLBackbone,
-    "eagle": EagleBackbone,
-    "keypoints": KeypointBackbone,
-}
-"""Every family by the name that `BackboneConfig.kind` has for it."""
+KINDS = ("llava", "smolvlm", "qwen3_vl", "eagle", "keypoints")
+"""Every family, as `BackboneConfig.kind` names it."""
 
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "architectures")
 _OUTPUTS = re.compile(r"\blm_head\.|\bvision_(model|tower)\.(vision_model\.)?head\.|\brotary_emb\.")
 _LANGUAGE_LAYER = re.compile(r"\b(?:language|text)_model\.(?:model\.)?layers\.(\d+)\.")
+
+
+def family_of(kind: str) -> type[Backbone]:
+    """Returns the family of a name in `KINDS`; only its own part of transformers is imported, which takes seconds.
+
+    Raises:
+        KeyError: there is no such family.
+    """
+    match kind:
+        case "llava":
+            from vla.backbones.llava import LlavaBackbone
+
+            return LlavaBackbone
+        case "smolvlm":
+            from vla.backbones.smolvlm import SmolVLMBackbone
+
+            return SmolVLMBackbone
+        case "qwen3_vl":
+            from vla.backbones.qwen3_vl import Qwen3VLBackbone
+
+            return Qwen3VLBackbone
+        case "eagle":
+            from vla.backbones.eagle import EagleBackbone
+
+            return EagleBackbone
+        case "keypoints":
+            from vla.backbones.keypoints import KeypointBackbone
+
+            return KeypointBackbone
+    raise KeyError(kind)
 
 
 def build_backbone(config: BackboneConfig) -> tuple[Backbone, Tokenizer]:
@@ -62,19 +81,19 @@ def restore_backbone(spec: Mapping[str, Any]) -> Backbone:
         KeyError, ValueError, TypeError: the data describe no backbone.
     """
     parsed = BackboneSpec.from_dict(spec)
-    return FAMILIES[parsed.kind].build(parsed)
+    return family_of(parsed.kind).build(parsed)
 
 
 def _fresh(config: BackboneConfig) -> tuple[Backbone, Tokenizer]:
     tokenizer = _tokenizer(config, config.tokenizer) if config.tokenizer else byte_tokenizer()
-    family, layout = FAMILIES[config.kind], _layout(config, tokenizer)
+    family, layout = family_of(config.kind), _layout(config, tokenizer)
     plain = _clean(family.fresh_config(config, tokenizer))
     mean, std = (0.5,) * 3, (family.fresh_std,) * 3
     return family.build(BackboneSpec(config.kind, plain, layout, config.image_size_px, mean, std)), tokenizer
 
 
 def _pretrained(config: BackboneConfig, source: str) -> tuple[Backbone, Tokenizer]:
-    options, family = _options(config, source), FAMILIES[config.kind]
+    options, family = _options(config, source), family_of(config.kind)
     try:
         published = json.loads(read_text(source, "config.json", options))
         pixels = json.loads(read_text(source, "preprocessor_config.json", options))
@@ -103,7 +122,7 @@ def _cut(family: type[Backbone], config: BackboneConfig, published: Mapping[str,
     """Returns the published configuration, ending at the tapped layer."""
     kind = published.get("model_type")
     if kind not in family.model_types:
-        fitting = [name for name, other in FAMILIES.items() if kind in other.model_types]
+        fitting = [name for name in KINDS if kind in family_of(name).model_types]
         hint = f"; use backbone.kind={fitting[0]}" if fitting else ""
         raise ConfigError(f"backbone '{source}' is a model of type {kind!r}, not of kind '{config.kind}'{hint}")
     try:

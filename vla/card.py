@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyramid.mixture.batch import MixtureStream
-    from pyramid.training import TrainerConfig
+    from pyramid.nn.trainer import TrainerConfig
 
 __all__ = ["described", "model_card", "write_card"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pyramid.nn.flow import REGRESSION, TimeRule
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 from vla.objectives.config import ObjectivesConfig
 from vla.tuning.config import TuneConfig
 

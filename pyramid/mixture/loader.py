@@ -1,4 +1,4 @@
-"""Batches for training loops of one's own: a PyTorch loader and a Lightning data module, resumable from one number.
+"""Batches for training loops of one's own: a PyTorch loader that is resumed from one number.
 
 The global order is the same for any number of workers and ranks: batch after batch it is dealt out to the ranks, and a
 rank's batches to its workers in turn. So the whole state is how many samples all ranks together were given.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import lightning
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -18,7 +17,7 @@ from pyramid.mixture.batch import Batch, MixtureStream
 from pyramid.mixture.group import Packed, fresh_memory, largest, pack, unpack
 from pyramid.mixture.stretches import Stretches
 
-__all__ = ["MixtureData", "MixtureLoader"]
+__all__ = ["MixtureLoader"]
 
 _HELD = 3
 """Batches that whoever trains may hold before a worker takes fresh memory for the next."""
@@ -120,60 +119,3 @@ class MixtureLoader:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Goes on from a state, of whichever rank and with whatever number of ranks and workers now."""
         self.position = int(state["position"])
-
-
-class _FromCheckpoint:
-    """A loader for Lightning that begins where its data module says.
-
-    It shows no state of its own: Lightning would save one that counts the batch which it holds in reserve.
-    """
-
-    def __init__(self, data: MixtureData, loader: MixtureLoader) -> None:
-        self.data, self.loader = data, loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.loader.load_state_dict(self.data.state_dict())
-        return iter(self.loader)
-
-
-class MixtureData(lightning.LightningDataModule):
-    """A mixture as a Lightning data module; its state goes into the checkpoint.
-
-    Lightning saves the state of rank 0 only, which is that of all ranks. Batches are groups of samples by embodiment.
-
-    Args:
-        stream: an open mixture.
-        batch_size: samples of a step over all ranks.
-        workers: processes that read, per rank.
-    """
-
-    def __init__(self, stream: MixtureStream, *, batch_size: int, workers: int = 0) -> None:
-        super().__init__()
-        self.stream, self.batch_size, self.workers = stream, batch_size, workers
-        self._from = self._seen_before = 0
-
-    def train_dataloader(self) -> _FromCheckpoint:
-        """Returns the loader of this rank."""
-        assert self.trainer is not None  # noqa: S101
-        loader = MixtureLoader(
-            self.stream,
-            batch_size=self.batch_size,
-            rank=self.trainer.global_rank,
-            ranks=self.trainer.world_size,
-            workers=self.workers,
-        )
-        self._seen_before = self._done()
-        return _FromCheckpoint(self, loader)
-
-    def _done(self) -> int:
-        """Returns the steps that were trained on; the loader itself reads ahead of them."""
-        assert self.trainer is not None  # noqa: S101
-        return int(self.trainer.global_step) * int(self.trainer.accumulate_grad_batches)
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns how many samples were trained on."""
-        return {"position": self._from + (self._done() - self._seen_before) * self.batch_size}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on from a checkpoint."""
-        self._from = int(state_dict["position"])

@@ -223,6 +223,12 @@ def test_data_verbs_need_no_torch() -> None:
     assert loaded_after("import pyramid.corpora.scan, pyramid.shards.pack, pyramid.shards.verify").isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize("module", ["idm.label", "lam.label", "pyramid.mixture.loader", "vla.policy"])
+def test_what_trains_nothing_needs_no_trainer(module: str) -> None:
+    """It takes seconds to import, in every process of a job and at every call of the command."""
+    assert loaded_after(f"import {module}").isdisjoint({"lightning", "transformers", "torchmetrics"})
+
+
 @pytest.mark.parametrize("module", [m for m in NO_TORCH if (ROOT / Path(*m.split("."))).with_suffix(".py").exists()])
 def test_what_runs_on_a_robot_needs_no_torch(module: str) -> None:
     assert loaded_after(f"import {module}").isdisjoint(HEAVY)

@@ -10,13 +10,6 @@ from demo_runs import SMALL, run
 from pyramid.errors import MissingDependencyError
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests that share the demo in one process when there are several."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-
-
 @pytest.fixture(scope="session")
 def simulator() -> None:
     from pyramid.sim import backend

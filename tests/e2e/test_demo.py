@@ -85,6 +85,8 @@ def kill_in_stage(cwd: Path, stage: str, delay_s: float) -> bool:
     return alive
 
 
+@pytest.mark.slow  # Kills of each stage are tested beside the stage.
+@pytest.mark.timeout(900)
 def test_killed_demo_ends_like_an_uninterrupted_one(small_demo: Path, tmp_path: Path) -> None:
     """Six kills: three in the pack stage, three in the label stage, at random moments; then one run to the end."""
     draw = random.Random(time.time_ns())

@@ -25,7 +25,7 @@ from lam.model import build_model
 from lam.quantizers import build_quantizer
 from lam.views import Context, View, from_patches, to_patches
 from pyramid.config import from_dict, to_dict
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 
 SIZES = ModelConfig(
     image_size_px=32,

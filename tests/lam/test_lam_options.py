@@ -25,9 +25,11 @@ from lam.signals import labelled_clips
 from lam.text import TextEmbedder
 from lam.train import train_lam
 from lam.views import Context
-from pyramid import parquet
+from pyramid import files, parquet
 from pyramid.config import dump_yaml, resolve
 from pyramid.errors import ConfigError, DataError
+from pyramid.labels.engine import label
+from pyramid.mixture.batch import open_mixture
 from pyramid.rng import torch_generator
 from pyramid.shards.frames import ClipFrames
 from pyramid.shards.reader import ShardSet
@@ -79,6 +81,40 @@ def test_action_loss_trains_the_encoder_and_makes_actions_readable(shards):
     output = module.model(module.model.look(frames.first), module.model.look(frames.second), Context())
     term = measured_terms(module.model, output, batch)["action"]
     assert torch.autograd.grad(term, module.model.encoder.heads[0].weight)[0].any()
+
+
+def test_labels_tell_the_actions_of_a_model_that_knows_some(shards, tmp_path):
+    """In units of the robot, for clips without any too; a mixture takes them for pseudo-actions."""
+    settings = {"objectives.action_weight": 1.0, "objectives.action_share": 0.5, "trainer.max_steps": 40}
+    train_lam([shards], out=str(tmp_path / "model"), **{**SMALL, **settings})
+    labeler = load(str(tmp_path / "model"))
+    head, clips = labeler.model.action_head, ShardSet.open(shards)
+    sample = clips.read(0)
+    [table] = labeler.label([sample])
+    latent = torch.tensor(table["latent"].to_pylist())
+    z = torch.nn.functional.linear(latent, head.linear.weight, head.linear.bias).detach().numpy()
+    facts = labeler.model.facts.actions["sprite"]
+    said = np.array(table["action"].to_pylist())
+    assert said.shape == (len(table), sample.action.shape[1])
+    assert np.allclose(said, z[:, : said.shape[1]] * facts["std"] + facts["mean"], atol=1e-5)
+    true = [sample.action[p.first : p.second].mean(0) for p in label_pairs(sample.times_s, 0.1, None)]
+    assert np.abs(said - true).mean() < np.abs(facts["mean"] - np.array(true)).mean()
+    [other] = labeler.label([replace(sample, meta={**sample.meta, "embodiment": "human"}, action=None)])
+    assert other["action"].to_pylist() == table["action"].to_pylist()
+
+    label(shards, labeler="lam", model=str(tmp_path / "model"), out=str(tmp_path / "labels"))
+    source = {"shards": shards, "use": "pseudo", "labels": str(tmp_path / "labels"), "embodiment": "told"}
+    tiers = {"top": {"weight": 1.0, "sources": {"videos": source}}}
+    files.write_text(str(tmp_path / "mixture.yaml"), dump_yaml({"horizon": 3, "seed": 0, "tiers": tiers}))
+    stream = open_mixture(str(tmp_path / "mixture.yaml"), batch_size=4, image_size=32)
+    [group] = stream.batch(0)
+    assert stream.embodiments["told"].label == "pseudo"
+    assert (group.embodiment, group.action.shape) == ("told", (4, 3, said.shape[1]))
+    assert np.isfinite(group.action.numpy()).all()
+
+
+def test_without_a_head_there_are_no_actions_in_the_labels(model_dir, shards):
+    assert "action" not in load(model_dir).label([ShardSet.open(shards).read(0)])[0].column_names
 
 
 def test_without_actions_the_weight_is_refused_by_name(tmp_path):

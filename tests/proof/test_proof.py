@@ -106,7 +106,7 @@ def test_all_arms_run_and_what_is_done_is_found_and_told(tmp_path: Path) -> None
     assert {arm: found["n"] for arm, found in first["arms"].items()} == {
         arm: 4 if arm in HAND_ALONE else 2 for arm in ARMS
     }
-    assert set(first["labels"]["push-v3"]) == {"idm-0", "lam-robot"}
+    assert set(first["labels"]["push-v3"]) == {"idm-0", "lam-few-0", "lam-robot"}
     assert first["arms"] == again["arms"] == told["arms"]
     assert again["seconds"] < first["seconds"]
 

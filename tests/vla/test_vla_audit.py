@@ -20,7 +20,7 @@ from pyramid.errors import DataError, ExitCode
 from pyramid.mixture.audit import mix_audit
 from pyramid.mixture.batch import MixtureStream
 from pyramid.mixture.verbs import mix_simulate
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 from vla.config import VLAConfig
 from vla.train import train_vla
 

@@ -16,8 +16,8 @@ from pyramid import parquet
 from pyramid.config import dump_yaml
 from pyramid.errors import ConfigError, DataError, MissingDependencyError, PyramidError
 from pyramid.mixture.batch import Group
+from pyramid.nn.trainer import TrainerConfig
 from pyramid.shards.layout import INDEX_FILE, INDEX_SCHEMA
-from pyramid.training import TrainerConfig
 from pyramid.types import Embodiment
 from vla.config import VLAConfig
 from vla.evaluate import evaluate_vla

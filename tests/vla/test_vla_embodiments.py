@@ -18,9 +18,9 @@ from pyramid.actions import BodySpec
 from pyramid.config import dump_yaml, from_dict
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.batch import open_mixture
+from pyramid.nn.trainer import TrainerConfig
 from pyramid.normalize import Normalizer, fit_normalizer
 from pyramid.rng import rng, torch_generator
-from pyramid.training import TrainerConfig
 from pyramid.types import Embodiment
 from vla.config import VLAConfig
 from vla.deploy.export import export

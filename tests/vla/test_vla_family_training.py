@@ -11,7 +11,7 @@ import torch
 
 from pyramid import files
 from pyramid.config import dump_yaml
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 from vla.config import BackboneConfig, HeadConfig, PolicyConfig, VLAConfig
 from vla.policy import Policy, build_policy
 from vla.train import train_vla

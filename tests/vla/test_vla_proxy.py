@@ -17,7 +17,7 @@ from pyramid.mixture.tune.dro import GroupDRO
 from pyramid.mixture.tune.proxy import ProxyRun, ReweightedProxy
 from pyramid.mixture.tune.verb import mix_tune
 from pyramid.mixture.verbs import mix_show
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 from vla.config import VLAConfig
 from vla.proxy import VLAProxy, load
 

@@ -17,8 +17,8 @@ from pyramid import files, parquet
 from pyramid.config import dump_yaml
 from pyramid.errors import DataError, PyramidError
 from pyramid.labels.protocol import BASE_FIELDS
+from pyramid.nn.trainer import TrainerConfig
 from pyramid.shards.reader import ShardSet
-from pyramid.training import TrainerConfig
 from vla.config import VLAConfig
 from vla.train import train_vla
 

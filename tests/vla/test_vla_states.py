@@ -18,9 +18,9 @@ from pyramid.actions import ActionPart, BodySpec, StatePart
 from pyramid.config import dump_yaml
 from pyramid.errors import ConfigError, DataError
 from pyramid.mixture.batch import MixtureStream
+from pyramid.nn.trainer import TrainerConfig
 from pyramid.rng import rng, torch_generator
 from pyramid.sim.rollouts import Remembering
-from pyramid.training import TrainerConfig
 from pyramid.types import Embodiment
 from vla.config import PolicyConfig, VLAConfig
 from vla.deploy.control import ControlConfig, Controller
@@ -238,10 +238,6 @@ def test_a_run_that_is_broken_off_ends_with_the_same_bits(tmp_path: Path, monkey
     assert weights[0] == weights[1]
 
 
-ONE_EXPORT = pytest.mark.xdist_group("an exported policy with a history")
-"""Exporting takes longest: these tests stay in one process."""
-
-
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, PolicyRuntime, Path]:
     folder = tmp_path_factory.mktemp("states")
@@ -257,7 +253,6 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, PolicyRu
     return again, PolicyRuntime.load(str(folder / "deploy"), threads=1), folder / "deploy"
 
 
-@ONE_EXPORT
 def test_the_exported_policy_answers_alike(deployed: tuple[Policy, PolicyRuntime, Path]) -> None:
     policy, runtime, folder = deployed
     document = json.loads((folder / "policy.json").read_text())
@@ -281,7 +276,6 @@ def test_the_exported_policy_answers_alike(deployed: tuple[Policy, PolicyRuntime
         assert np.array_equal(ours.add(state, step / 10), theirs.add(state, step / 10))
 
 
-@ONE_EXPORT
 @pytest.mark.parametrize("execution", ["receding", "rtc"])
 def test_a_controller_keeps_the_past_itself(deployed: tuple[Policy, PolicyRuntime, Path], execution: Any) -> None:
     _, runtime, _ = deployed
@@ -306,7 +300,6 @@ def test_a_controller_keeps_the_past_itself(deployed: tuple[Policy, PolicyRuntim
     assert not control.tick().held
 
 
-@ONE_EXPORT
 @pytest.mark.parametrize("dialect", ["n1_5", "n1_6"])
 def test_both_dialects_have_a_time_axis_of_states(deployed: tuple[Policy, PolicyRuntime, Path], dialect: Any) -> None:
     _, runtime, _ = deployed

@@ -10,7 +10,7 @@ from tiny_policy import TINY, make_bodies, make_group
 
 from pyramid.config import preset_folder, resolve
 from pyramid.errors import ConfigError, DataError
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 from vla import evaluate, train
 from vla.config import BackboneConfig, HeadConfig, VLAConfig
 from vla.evaluate import evaluate_batches

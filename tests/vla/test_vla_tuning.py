@@ -19,7 +19,7 @@ from tiny_policy import TINY, affine, make_bodies, make_group
 
 from pyramid import files
 from pyramid.errors import ConfigError, DataError
-from pyramid.training import TrainerConfig
+from pyramid.nn.trainer import TrainerConfig
 from pyramid.types import Embodiment
 from vla.config import PolicyConfig
 from vla.objectives.total import Objectives, batch_loss

@@ -11,7 +11,6 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
 from pyramid.errors import DataError
 
@@ -27,6 +26,8 @@ def read_text(source: str, name: str, options: Mapping[str, Any]) -> str:
     Raises:
         OSError: it is not there.
     """
+    from transformers.utils.hub import cached_file
+
     return Path(str(cached_file(source, name, **_where(options)))).read_text(encoding="utf-8")
 
 
@@ -74,6 +75,8 @@ def _optional(source: str, name: str, options: Mapping[str, Any]) -> Path | None
     if Path(source).is_dir():
         path = Path(source, name)
         return path if path.is_file() else None
+    from transformers.utils.hub import cached_file
+
     try:
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_where(options))
     except OSError as error:

@@ -114,6 +114,7 @@ def test_no_run_and_no_answer_repeats_a_source_more_often_than_the_file_allows(p
         mix_tune(planted, out=str(tmp_path / "none"), **options)
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_halving_leaves_out_what_is_done(planted, tmp_path):
     options = {"proxy": "planted", "method": "halving", "budget": 90, "out": str(tmp_path), "design.runs": 9}
     before = mix_tune(planted, dry_run=True, **options)
@@ -212,6 +213,7 @@ def test_workers_and_stops_change_nothing(planted, tmp_path):
     assert drawing.tree(tmp_path / "one") == drawing.tree(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(planted, tmp_path):
     """SIGKILL in the middle of the design; the same command ends as if nothing had happened."""
     out = tmp_path / "killed"

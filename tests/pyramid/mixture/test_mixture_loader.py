@@ -16,7 +16,8 @@ import torch
 from pyramid.config import dump_yaml
 from pyramid.errors import ConfigError
 from pyramid.mixture.batch import Batch, Group, MixtureStream, open_mixture
-from pyramid.mixture.loader import MixtureData, MixtureLoader
+from pyramid.mixture.data_module import MixtureData
+from pyramid.mixture.loader import MixtureLoader
 
 BATCH, STEPS = 8, 6
 

@@ -158,7 +158,7 @@ def test_a_second_run_does_nothing_and_a_changed_config_does_all(manifest: str, 
     assert drawing.tree(tmp_path / "again") != before
 
 
-@pytest.mark.parametrize("mode", ["kill", "error"])
+@pytest.mark.parametrize("mode", ["kill", pytest.param("error", marks=pytest.mark.slow)])
 def test_stopped_at_any_file_and_run_again_it_ends_the_same(manifest: str, tmp_path: Path, mode: str) -> None:
     short = {"manifest": manifest, "config": {**OPTIONS, "frames_per_shard": 40}, "limit": 2}
     pack(out=str(tmp_path / "whole"), **short)
