@@ -107,7 +107,9 @@ def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
     ]
     # A label model of videos alone is the same for all subsets.
     needed = {
-        (task, kind, subset if kind in OF_DEMONSTRATIONS else 0) for task, arm, subset in places for kind in LABELS.get(arm, ())
+        (task, kind, subset if kind in OF_DEMONSTRATIONS else 0)
+        for task, arm, subset in places
+        for kind in LABELS.get(arm, ())
     }
     labels, tasks = (
         [Task(out=out, config=config, task=task, piece=arm, subset=subset) for task, arm, subset in chosen]

@@ -1,4 +1,6 @@
-"""Small networks that tie latents to what a robot measured: actions, proprioception. Labels hold the actions, where there is a head for them.
+"""Small networks that tie latents to what a robot measured: actions, proprioception.
+
+Training uses them, and labels hold the actions that they tell.
 
 Shapes: B batch, N tokens, D token width, E embodiments, A widest action or state.
 """

@@ -234,6 +234,13 @@ def test_what_runs_on_a_robot_needs_no_torch(module: str) -> None:
     assert loaded_after(f"import {module}").isdisjoint(HEAVY)
 
 
+def test_a_file_stays_in_one_process(request: pytest.FixtureRequest) -> None:
+    """What a file's fixtures make is made once: xdist tells groups by the ends of names, which not every pytest lets it
+    change."""
+    if hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@test_floors")
+
+
 def test_help_answers_in_half_a_second() -> None:
     """The fastest of five, since the machine may be busy; the limit is what is promised to users."""
     call = "import pyramid.cli; pyramid.cli.main(['--help'])"

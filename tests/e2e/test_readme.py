@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from demo_runs import SMALL, environment, run
+from demo_runs import environment, run
 
 from pyramid.verbs import VERBS
 
@@ -41,20 +41,14 @@ def test_make_targets_exist(command: str) -> None:
 
 @pytest.mark.sim
 def test_commands_of_the_verbs_run_as_they_stand(small_demo: Path) -> None:
-    """In the order of the README, each on what those before it wrote; `--videos` gets the videos of the demo."""
+    """In the order of the README, each on what those before it wrote; the demo on videos has a test of its own."""
     for command in commands():
-        words = shlex.split(command.replace("YOUR_VIDEOS", "demo/data/hand"))
-        if words[0] != "pyramid":
+        words = shlex.split(command)
+        if words[0] != "pyramid" or words[1] == "demo":
             continue
-        extra = _small(words)
-        done = run(*words[1:], *extra, cwd=small_demo)
+        done = run(*words[1:], cwd=small_demo)
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
         assert done.stdout.strip(), f"{command} printed nothing"
-
-
-def _small(words: list[str]) -> list[str]:
-    """The README's demo is run small: its sizes are not what is tested here."""
-    return list(SMALL) if words[1] == "demo" else []
 
 
 @pytest.mark.sim

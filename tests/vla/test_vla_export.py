@@ -101,7 +101,8 @@ def _equal(model, weight):
     return [name for name, array in arrays.items() if same(array)]
 
 
-@pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(checkpoint, exported, tmp_path, hash_seed):
     """Whatever order Python's sets have there."""
     code = "import sys; from vla.deploy.export import export; export(sys.argv[1], out=sys.argv[2], embodiment='arm')"

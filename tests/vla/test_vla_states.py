@@ -195,6 +195,7 @@ def small(steps: int, history: int) -> VLAConfig:
     return VLAConfig(policy=config, trainer=trainer, tune=tune)
 
 
+@pytest.mark.slow
 def test_what_only_the_past_tells_is_learned_from_it_alone(tmp_path: Path) -> None:
     errors = {}
     for history in (1, H):

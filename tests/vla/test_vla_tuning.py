@@ -185,6 +185,7 @@ def test_the_preflight_counts_what_there_is() -> None:
 
 
 @pytest.mark.usefixtures("own_cache")
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_equal_and_tells_what_it_measured(tmp_path: Path) -> None:
     driver = [sys.executable, vla_kill_driver.__file__, str(tmp_path)]
     places = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]

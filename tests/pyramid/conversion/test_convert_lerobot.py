@@ -170,8 +170,9 @@ def test_any_number_of_workers_gives_the_same_bytes(v20: Path, tmp_path: Path) -
     assert trees[0] == trees[1]
 
 
-@pytest.mark.parametrize("to", [pytest.param("lerobot-v2.1", marks=pytest.mark.slow), "lerobot-v3.0"])
-@pytest.mark.parametrize("mode", ["kill", pytest.param("error", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["lerobot-v2.1", "lerobot-v3.0"])
+@pytest.mark.parametrize("mode", ["kill", "error"])
 def test_stopped_anywhere_it_is_not_whole_and_goes_on(tmp_path: Path, to: str, mode: str) -> None:
     source = write_v20(tmp_path / "v20", (3, 2), cameras=CAMERAS[:1])
     convert(str(source), str(tmp_path / "whole"), to=to)

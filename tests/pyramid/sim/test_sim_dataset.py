@@ -127,6 +127,7 @@ def test_again_changes_nothing(made: Path) -> None:
     assert report.frames == sum(int(str(row["frames"])) for row in rows(made / "episodes.jsonl"))
 
 
+@pytest.mark.slow
 def test_anew_gives_the_same_bytes_in_another_order(made: Path, tmp_path: Path) -> None:
     """One episode each first, then the rest: what was drawn before leaves no trace."""
     out = tmp_path / "data"
