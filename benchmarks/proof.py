@@ -113,7 +113,8 @@ def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
     }
     labels, tasks = (
         [Task(out=out, config=config, task=task, piece=arm, subset=subset) for task, arm, subset in chosen]
-        for chosen in (sorted(needed), places)
+        # The longest first: latent-action models of videos.
+        for chosen in (sorted(needed, key=lambda one: (one[1] in OF_DEMONSTRATIONS, *one)), places)
     )
     return labels, tasks
 

@@ -194,9 +194,12 @@ class _Demo:
         every = [self.shards(part) for part in PARTS]
         inputs = [ShardSet.open(folder).digest for folder in every]
         lam, idm = self._weights("lam"), self._weights("idm")
+        pairs = self.config.evaluate_pairs
         return {
             "evaluate_lam": self.journal.kept(
-                "evaluate_lam", [lam, *inputs], lambda: evaluate_lam(every, model=self.model("lam"))
+                "evaluate_lam",
+                [lam, *inputs, str(pairs)],
+                lambda: evaluate_lam(every, model=self.model("lam"), n_pairs=pairs),
             ),
             "evaluate_idm": self.journal.kept(
                 "evaluate_idm", [idm, *inputs], lambda: evaluate_idm(self.shards("robot"), model=self.model("idm"))
@@ -237,7 +240,9 @@ class _Demo:
         )
         steps: dict[str, Any] = {"trainer.max_steps": self.config.vla_steps}
         mixture = self.place("mixture.yaml")
-        self.journal.show(train_vla(mixture, out=self.model("vla"), resume=self.resume, **steps))
+        self.journal.show(
+            train_vla(mixture, out=self.model("vla"), config=self.config.policy, resume=self.resume, **steps)
+        )
 
     def _export(self) -> dict[str, Any]:
         from vla.deploy.export import export
