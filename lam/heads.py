@@ -68,7 +68,8 @@ class ActionHead(_Normalised):
             raise KeyError(name)
         place, size = self.names.index(name), int(self.used[self.names.index(name)].sum())
         every = self.linear(latent.flatten(1)).float().view(len(latent), -1, self.width)
-        return (every[:, place] * self.std[place] + self.mean[place])[:, :size]
+        found: Tensor = every[:, place] * self.std[place] + self.mean[place]
+        return found[:, :size]
 
 
 class ProprioHead(_Normalised):
