@@ -68,7 +68,7 @@ def test_one_fault_costs_the_clip_in_hand(
 
 def test_a_long_decode_is_given_up_and_the_rest_packed(tmp_path: Path, manifest: str) -> None:
     found = scan("folder", str(Path(manifest).parent), out=str(tmp_path / "clips.parquet"), clip_s=1000)
-    config = {"size_px": 512, "limits": {"max_decode_s": 0.5}}
+    config = {"size_px": 1024, "limits": {"max_decode_s": 0.5}}
     result = pack(found.out, out=str(tmp_path / "out"), config=config)
     assert result.quarantined == {"decode_timeout": 1}
     assert "max_decode_s" in result.items[0].detail
