@@ -113,6 +113,7 @@ def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(checkpoint,
         assert (tmp_path / name).read_bytes() == Path(exported.out, name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_an_embodiment_without_state_and_weights_beside_the_graph(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "EXTERNAL_BYTES", 1000)
     result = export(

@@ -133,6 +133,7 @@ def test_a_dry_run_of_halving_leaves_out_what_is_done(planted, tmp_path):
     assert left == {1 + 3 + 1 + 20: 9, 1 + 1 + 20: 3, 1 + 20: 1, 1 + 12: 8}
 
 
+@pytest.mark.slow
 def test_halving_spends_more_on_fewer(planted, tmp_path):
     result = mix_tune(planted, out=str(tmp_path), method="halving", proxy="planted", budget=2700)
     rungs = result.facts["rungs"]
