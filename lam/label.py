@@ -120,7 +120,7 @@ class LAMLabeler:
 
         A model that learned from some actions (``objectives.action_weight``) tells them of every pair: ``action`` is
         the mean over the gap in physical units, for a clip of an embodiment without any in those of the only one that
-        had some, and null where there are several.
+        had some, and an empty list where there are several.
         """
         n_tokens, quantizer = self.config.model.n_tokens, self.config.quantizer
         continuous = None if quantizer.n_codes else {EMPTY: b"continuous bottleneck"}
@@ -178,10 +178,10 @@ class LAMLabeler:
             columns.append(pa.array(self._actions(clip, rows), pa.list_(pa.float32())))
         return pa.Table.from_arrays(columns, schema=schema)
 
-    def _actions(self, clip: ClipPairs, rows: Rows) -> list[NDArray[np.float32] | None]:
+    def _actions(self, clip: ClipPairs, rows: Rows) -> list[NDArray[np.float32]]:
         head = self.model.action_head
         if head is None or (len(head.names) > 1 and clip.embodiment not in head.names):
-            return [None] * len(clip.pairs)
+            return [np.zeros(0, np.float32)] * len(clip.pairs)
         name = clip.embodiment if clip.embodiment in head.names else head.names[0]
         latent = torch.from_numpy(rows.latent).to(head.linear.weight.device)
         with torch.inference_mode():

@@ -45,10 +45,10 @@ def _run(shards: str, labeler: str, model: str, name: str) -> str:
     return out
 
 
-def _idm(cell: Cell, shards: str) -> str:
+def _idm(cell: Cell) -> str:
     model = files.join(cell.out, "models", f"idm-{cell.subset}")
     train_idm(cell.demos, out=model, config=cell.config.idm, **cell.config.label_options())
-    return _run(shards, "idm", model, f"idm-{cell.subset}")
+    return _run(cell.corpus.videos, "idm", model, f"idm-{cell.subset}")
 
 
 def _lam(cell: Cell, shards: str, look: str) -> str:
@@ -78,14 +78,12 @@ def _demonstrations(cell: Cell, *, state: bool) -> Sources:
     return {"demos": {"shards": cell.demos, "use": "action", "state": state}}
 
 
-def _idm_robot(cell: Cell) -> Sources:
-    shards = cell.corpus.videos
-    return {"videos": {"shards": shards, "use": "pseudo", "labels": _idm(cell, shards), "embodiment": BODY}}
+def _pseudo(labels: Callable[[Cell], str]) -> Callable[[Cell], Sources]:
+    def sources(cell: Cell) -> Sources:
+        shards = cell.corpus.videos
+        return {"videos": {"shards": shards, "use": "pseudo", "labels": labels(cell), "embodiment": BODY}}
 
-
-def _lam_decoded(cell: Cell) -> Sources:
-    shards = cell.corpus.videos
-    return {"videos": {"shards": shards, "use": "pseudo", "labels": _lam_few(cell), "embodiment": BODY}}
+    return sources
 
 
 def _true(cell: Cell) -> Sources:
@@ -107,7 +105,7 @@ def _videos(cell: Cell) -> Sources:
 
 def _full(cell: Cell) -> Sources:
     # Half as many latents as pseudo-actions cost what the latter give: the trunk is small, and serves both.
-    pseudo = {name: {**source, "weight": 8.0} for name, source in _idm_robot(cell).items()}
+    pseudo = {name: {**source, "weight": 8.0} for name, source in _pseudo(_idm)(cell).items()}
     return {**pseudo, **_latent("hand")(cell)}
 
 
@@ -115,8 +113,8 @@ ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
     "behaviour_cloning": None,
     "behaviour_cloning_long": None,
     "behaviour_cloning_state": None,
-    "idm_robot_look": _idm_robot,
-    "lam_decoded": _lam_decoded,
+    "idm_robot_look": _pseudo(_idm),
+    "lam_decoded": _pseudo(_lam_few),
     "latent_robot_look": _latent("robot"),
     "latent_hand_look": _latent("hand"),
     "flare": _videos,
@@ -143,7 +141,7 @@ HAND_ALONE = ("behaviour_cloning", "latent_hand_look")
 def make_labels(kind: str, cell: Cell) -> None:
     """Trains a label model and labels what is learned from it: before the cells, several of which need the same."""
     if kind == "idm":
-        _idm(cell, cell.corpus.videos)
+        _idm(cell)
     elif kind == "lam-few":
         _lam_few(cell)
     else:

@@ -238,6 +238,6 @@ def matrix(column: pa.ChunkedArray, where: str) -> NDArray[np.float32]:
     flat: NDArray[np.float32] = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     if len(array) == 0:
         return np.zeros((0, 1), np.float32)
-    if len(flat) % len(array) or not np.isfinite(flat).all():
-        raise DataError(f"{where}: rows of different lengths, or values that are not finite")
+    if not len(flat) or len(flat) % len(array) or not np.isfinite(flat).all():
+        raise DataError(f"{where}: no values, rows of different lengths, or values that are not finite")
     return flat.reshape(len(array), -1)

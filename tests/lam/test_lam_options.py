@@ -101,6 +101,8 @@ def test_labels_tell_the_actions_of_a_model_that_knows_some(shards, tmp_path):
     assert np.abs(said - true).mean() < np.abs(facts["mean"] - np.array(true)).mean()
     [other] = labeler.label([replace(sample, meta={**sample.meta, "embodiment": "human"}, action=None)])
     assert other["action"].to_pylist() == table["action"].to_pylist()
+    with pytest.raises(KeyError):
+        head.decode(latent, "human")
 
     label(shards, labeler="lam", model=str(tmp_path / "model"), out=str(tmp_path / "labels"))
     source = {"shards": shards, "use": "pseudo", "labels": str(tmp_path / "labels"), "embodiment": "told"}
@@ -111,6 +113,34 @@ def test_labels_tell_the_actions_of_a_model_that_knows_some(shards, tmp_path):
     assert stream.embodiments["told"].label == "pseudo"
     assert (group.embodiment, group.action.shape) == ("told", (4, 3, said.shape[1]))
     assert np.isfinite(group.action.numpy()).all()
+
+
+def test_a_body_that_none_of_several_robots_is_gets_no_actions_and_all_else(shards, tmp_path):
+    """Nobody can say in whose units: its latents are labelled, and pseudo-actions are refused by name."""
+    settings = {**SMALL, "objectives.action_weight": 1.0, "objectives.action_share": 1.0, "trainer.max_steps": 2}
+    robots = sprites.write_shards(
+        tmp_path / "robots", [sprites.make_sample(i, n_frames=20, embodiment=f"robot_{i % 2}") for i in range(4)]
+    )
+    train_lam([robots], out=str(tmp_path / "model"), **settings)
+    assert load(str(tmp_path / "model")).model.action_head.names == ["robot_0", "robot_1"]
+    result = label(shards, labeler="lam", model=str(tmp_path / "model"), out=str(tmp_path / "labels"))
+    assert (result.quarantined, result.rows > 0) == ({}, True)
+    source = {"shards": shards, "use": "pseudo", "labels": str(tmp_path / "labels")}
+    tiers = {"top": {"weight": 1.0, "sources": {"videos": source}}}
+    files.write_text(str(tmp_path / "mixture.yaml"), dump_yaml({"horizon": 3, "seed": 0, "tiers": tiers}))
+    with pytest.raises(DataError, match=r"source 'videos'.*column 'action': no values"):
+        open_mixture(str(tmp_path / "mixture.yaml"), batch_size=4, image_size=32)
+
+
+def test_actions_told_at_another_rate_are_read_at_it(shards, tmp_path):
+    settings = {**SMALL, "objectives.action_weight": 1.0, "pairs.label_hz": 10.0, "trainer.max_steps": 2}
+    train_lam([shards], out=str(tmp_path / "model"), **settings)
+    label(shards, labeler="lam", model=str(tmp_path / "model"), out=str(tmp_path / "labels"))
+    source = {"shards": shards, "use": "pseudo", "labels": str(tmp_path / "labels"), "embodiment": "told"}
+    tiers = {"top": {"weight": 1.0, "sources": {"videos": source}}}
+    files.write_text(str(tmp_path / "mixture.yaml"), dump_yaml({"horizon": 3, "seed": 0, "tiers": tiers}))
+    stream = open_mixture(str(tmp_path / "mixture.yaml"), batch_size=4, image_size=32)
+    assert stream.embodiments["told"].rate_hz == 10.0
 
 
 def test_without_a_head_there_are_no_actions_in_the_labels(model_dir, shards):
