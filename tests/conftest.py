@@ -7,7 +7,13 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.hookimpl(tryfirst=True)  # Before xdist reads the groups.

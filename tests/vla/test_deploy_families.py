@@ -18,8 +18,9 @@ def seen(seed):
 
 @pytest.mark.parametrize(
     ("kind", "whole"),
-    [("qwen3_vl", False), *(pytest.param(k, True, marks=pytest.mark.slow) for k in ("qwen3_vl", "smolvlm", "eagle"))],
+    [("qwen3_vl", False), ("qwen3_vl", True), ("smolvlm", True), ("eagle", True)],
 )
+@pytest.mark.slow  # That the graphs of families are built is tested beside the families.
 @pytest.mark.timeout(600)
 def test_a_family_answers_from_onnx_as_from_torch(tmp_path, kind, whole):
     """`whole`: with the graphs of single steps and open texts."""
