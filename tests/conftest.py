@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
