@@ -100,12 +100,15 @@ class WindowConfig:
 class VisionConfig:
     """How frames are seen."""
 
-    kind: Literal["cnn", "siglip"] = "cnn"
-    """A small CNN on one frame and its differences to the others, or a SigLIP tower on each frame by itself."""
+    kind: Literal["cnn", "keypoints", "siglip"] = "cnn"
+    """A small CNN on one frame and its differences to the others; points that few demonstrations teach to follow what
+    moves; or a SigLIP tower on each frame by itself."""
     widths: tuple[int, int, int] = (32, 48, 64)
-    """CNN: channels at 1/2, 1/4 and 1/8 of the side, multiples of 8."""
+    """CNN: channels at 1/2, 1/4 and 1/8 of the side, multiples of 8. Keypoints: at 1/2 and 1/4, and how many points."""
     difference_gain: float = 2.0
-    """CNN: what differences of frames are multiplied with, > 0."""
+    """CNN, keypoints: what differences of frames, or of where their points are, are multiplied with, > 0."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Keypoints: what convolutions are trained in; bfloat16 is a fifth of the time on a CPU with AMX."""
     width: int = 1024
     """SigLIP: width of its tokens."""
     layers: int = 24
@@ -201,7 +204,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes that the strides do not divide."""
-        step = 8 if self.vision.kind == "cnn" else 4 * self.vision.patch_px
+        step = 4 * self.vision.patch_px if self.vision.kind == "siglip" else 8
         if self.image_size_px < 16 or self.image_size_px % step:
             raise ValueError(f"image_size_px must be a multiple of {step} of at least 16, got {self.image_size_px}")
         if len(self.views) > MAX_VIEWS:

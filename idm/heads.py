@@ -33,6 +33,8 @@ class Regressor(nn.Module):
         n_extra: further numbers that each embodiment's network gets.
         dims: embodiment -> (D, S); S > 0 makes it tell the state and its change in training, too.
         horizon: H.
+        short: whether tokens go to the embodiments' networks as they are: few numbers, of which a layer more would only
+            learn by heart what a handful of demonstrations have in common.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Regressor(nn.Module):
         n_extra: int,
         dims: Mapping[str, tuple[int, int]],
         horizon: int,
+        short: bool = False,
     ) -> None:
         super().__init__()
         self.horizon = horizon
         # Positions are kept: where something moves decides how large the action was.
-        self.trunk = nn.Sequential(nn.Linear(n_tokens * d_token, config.hidden), nn.SiLU())
-        d_in = config.hidden + n_extra
+        d_seen = n_tokens * d_token
+        self.trunk = nn.Identity() if short else nn.Sequential(nn.Linear(d_seen, config.hidden), nn.SiLU())
+        d_in = (d_seen if short else config.hidden) + n_extra
         self.head = EmbodimentMLP({name: (d_in, horizon * action) for name, (action, _) in dims.items()}, config.hidden)
         told = {name: (d_in, 2 * state) for name, (_, state) in dims.items() if state}
         self.told = EmbodimentMLP(told, config.hidden)

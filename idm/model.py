@@ -101,6 +101,7 @@ class InverseDynamicsModel(nn.Module):
                 n_extra=n_frames + d_state * (size.state != "none"),
                 dims={name: (action, state if head.auxiliary else 0) for name, (action, state) in dims.items()},
                 horizon=self.horizon,
+                short=size.vision.kind == "keypoints",
             )
         )
         self.known = nn.ModuleDict({f"for_{name}": Confidence(self.horizon, n) for name, n in self.actions.items()})

@@ -1,4 +1,4 @@
-"""How the frames of a window become tokens: a small CNN over frames and differences, or a SigLIP tower on each frame.
+"""How the frames of a window become tokens: a CNN over frames and differences, points, or a SigLIP tower on each frame.
 
 What the tokens are used for is left to `idm.heads`. Seeing has two parts: `look` is done once per frame of a clip,
 however many windows show it; `join` makes the tokens of a window of it.
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from idm.config import ModelConfig, WindowConfig
 from pyramid.errors import ConfigError, DataError
+from pyramid.nn.keypoints import Keypoints
 
-__all__ = ["CNNEyes", "SiglipEyes", "SpaceToDepth", "build_eyes", "double_downsample", "split_views"]
+__all__ = ["CNNEyes", "KeypointEyes", "SiglipEyes", "SpaceToDepth", "build_eyes", "double_downsample", "split_views"]
 
 
 def split_views(pictures: Tensor, config: ModelConfig) -> Tensor:
@@ -109,6 +110,45 @@ class CNNEyes(nn.Module):
         return tokens if self.position is None else tokens + self.position
 
 
+class KeypointEyes(nn.Module):
+    """Points of each frame by itself, and how far those of the others lie from those of the frame in the middle.
+
+    Args:
+        model: sizes.
+        windows: which frames there are.
+        width: width of the tokens, one per frame and view; None keeps the points, for a head that flattens them.
+    """
+
+    def __init__(self, model: ModelConfig, windows: WindowConfig, width: int | None) -> None:
+        super().__init__()
+        v, frames = model.vision, len(windows.frames)
+        self.anchor, self.gain, self.views = windows.anchor, v.difference_gain, model.n_views
+        side, fast = model.image_size_px, v.precision == "bfloat16"
+        self.seen = Keypoints(v.widths, stride=4, side=side, fast=fast)
+        self.count, own = frames * self.views, 2 * v.widths[-1]
+        self.width = width or own
+        self.out = nn.Linear(own, width) if width else nn.Identity()
+        self.position = nn.Parameter(torch.randn(self.count, width) * 0.02) if width else None
+
+    def look(self, views: Tensor) -> Tensor:
+        """Maps frames, uint8 or float32 of 0 to 255 [T, V, 3, S, S], to points float [T, V, 2 P]."""
+        points: Tensor = self.seen.points(views.flatten(0, 1).float() / 255 - 0.5)
+        return points.flatten(1).unflatten(0, (-1, self.views))
+
+    def look_all(self, views: Tensor) -> Tensor:
+        """Does `look` for the frames of windows, [B, K, V, 3, S, S]."""
+        return self.look(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+
+    def join(self, looked: Tensor, present: Tensor) -> Tensor:
+        """Maps points, float [B, K, V, 2 P], to tokens float [B, K V, C]; those of absent frames have not moved."""
+        middle = looked[:, self.anchor : self.anchor + 1]
+        moved = self.gain * (looked - middle) * present[:, :, None, None]
+        place = torch.zeros_like(present[0])
+        place[self.anchor] = 1
+        tokens: Tensor = self.out((moved + middle * place[:, None, None]).flatten(1, 2))
+        return tokens if self.position is None else tokens + self.position
+
+
 class SiglipEyes(nn.Module):
     """SigLIP tower and double space-to-depth projector on each picture by itself, as in GR00T-Dreams.
 
@@ -183,13 +223,15 @@ class SiglipEyes(nn.Module):
         self.tower.load_state_dict(theirs)
 
 
-Eyes = CNNEyes | SiglipEyes
+Eyes = CNNEyes | KeypointEyes | SiglipEyes
 
 
 def build_eyes(model: ModelConfig, windows: WindowConfig, width: int | None) -> Eyes:
     """Builds what sees; ``width`` None leaves the width of its tokens to it."""
     if model.vision.kind == "cnn":
         return CNNEyes(model, windows, width)
+    if model.vision.kind == "keypoints":
+        return KeypointEyes(model, windows, width)
     return SiglipEyes(model, windows, width or model.vision.width)
 
 

@@ -138,6 +138,12 @@ HAND_ALONE = ("behaviour_cloning", "latent_hand_look")
 """Arms that are tried on all of ``hand_subsets``."""
 
 
+def models_of(piece: str) -> list[str]:
+    """Returns the models that an arm, a label model or a part of the data is made with, as `ProofConfig` names them."""
+    labels = {kind.partition("-")[0] for kind in LABELS.get(piece, (piece,))} & {"idm", "lam"}
+    return sorted(labels | ({"policy"} if piece in ARMS else set()))
+
+
 def make_labels(kind: str, cell: Cell) -> None:
     """Trains a label model and labels what is learned from it: before the cells, several of which need the same."""
     if kind == "idm":

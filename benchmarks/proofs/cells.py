@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from proofs.arms import Cell, make_labels, mixture_of, options_of
+from proofs.arms import Cell, make_labels, mixture_of, models_of, options_of
 from proofs.config import ProofConfig
 from proofs.corpus import BODY, corpus_of, draw_part
 
@@ -38,7 +38,8 @@ class Task:
     def unit(self) -> Unit:
         """Returns it as a piece of a job."""
         name = f"{self.task}-{self.piece}-{self.subset}"
-        return Unit(name=name, digest=files.digest([self.config.digest(), name]), task=self, amount=1)
+        digest = self.config.digest(models_of(self.piece))
+        return Unit(name=name, digest=files.digest([digest, name]), task=self, amount=1)
 
 
 class Robot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from idm.config import IDMConfig
@@ -55,7 +56,7 @@ class ProofConfig:
     """The policy's preset."""
     updates: int = 2000
     """Updates of each policy; those of ``_long`` take twice as many."""
-    idm: str = "idm/tiny"
+    idm: str = "idm/keypoints"
     """Preset of the inverse dynamics model, trained on the demonstrations of a subset."""
     lam: str = "lam/tiny"
     """Preset of the latent-action model, trained on the videos of a look."""
@@ -72,8 +73,15 @@ class ProofConfig:
         """Returns the policy's config."""
         return resolve(VLAConfig, self.policy, **{"trainer.max_steps": self.updates, "trainer.seed": self.seed})
 
-    def digest(self) -> str:
-        """Returns the digest of everything that decides the result of a cell: not which others there are."""
-        models = (self.policy_config(), resolve(IDMConfig, self.idm), resolve(LAMConfig, self.lam))
-        alone = replace(self, tasks=(), arms=())
-        return files.digest([to_dict(alone), *(to_dict(model) for model in models)])
+    def digest(self, models: Sequence[str] = ()) -> str:
+        """Returns the digest of everything that decides a piece: not which others there are, nor models it has none of.
+
+        Args:
+            models: which of ``policy``, ``idm`` and ``lam`` it is made with.
+        """
+        presets = {"idm": IDMConfig, "lam": LAMConfig}
+        alone = replace(self, tasks=(), arms=(), **{name: "" for name in presets if name not in models})
+        made = [
+            self.policy_config() if name == "policy" else resolve(presets[name], getattr(self, name)) for name in models
+        ]
+        return files.digest([to_dict(alone), *(to_dict(model) for model in made)])

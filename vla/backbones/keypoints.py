@@ -1,21 +1,20 @@
 """Keypoints: a few convolutions that say where things are, and words as they are; no pretraining, no language model.
 
-A spatial softmax turns each channel into the point where it is most active (Levine et al. 2016, arXiv 1504.00702): it
-is what a policy of one or a few tasks can learn from scratch on a CPU, where a transformer over patches cannot.
+Points (`pyramid.nn.keypoints`) are what a policy of one or a few tasks can learn from scratch on a CPU, where a
+transformer over patches cannot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pyramid.errors import ConfigError
+from pyramid.nn.keypoints import Keypoints
 from vla.backbones.interface import Backbone, BackboneSpec
 from vla.config import BackboneConfig
 
@@ -33,41 +32,25 @@ class _Sizes:
         return asdict(self)
 
 
-class _Model(nn.Module):
+class _Model(Keypoints):
     """Convolutions, one point a channel, tokens that each see all points; an embedding for words."""
 
     def __init__(self, sizes: _Sizes) -> None:
-        super().__init__()
         vision, text = sizes.vision_config, sizes.text_config
-        points, halvings = int(vision["width"]), int(vision["stride"]).bit_length() - 1
-        layers: list[nn.Module] = []
-        channels = 3
-        for layer in range(max(int(vision["layers"]), halvings)):
-            out = points if layer + 1 >= halvings else max(points // 2 ** (halvings - 1 - layer), 16)
-            side = 3 if layer else 5
-            layers += [nn.Conv2d(channels, out, side, 2 if layer < halvings else 1, side // 2), nn.ReLU()]
-            channels = out
-        # The last one's values are logits. Channels last is how CPUs multiply convolutions fastest.
-        self.convolutions = nn.Sequential(*layers[:-1]).to(memory_format=torch.channels_last)
-        self.fast = vision.get("precision") == "bfloat16"
-        # Flat at first, all points would lie in the middle for long.
-        self.sharpness = nn.Parameter(torch.tensor(4.0))
+        points, stride = int(vision["width"]), int(vision["stride"])
+        halvings = stride.bit_length() - 1
+        super().__init__(
+            [
+                points if layer + 1 >= halvings else max(points // 2 ** (halvings - 1 - layer), 16)
+                for layer in range(max(int(vision["layers"]), halvings))
+            ],
+            stride=stride,
+            side=int(vision["image_size"]),
+            fast=vision.get("precision") == "bfloat16",
+        )
         self.n_tokens, width = int(vision["tokens"]), int(text["hidden_size"])
         self.tokens = nn.Linear(2 * points, self.n_tokens * width)
         self.words = nn.Embedding(int(text["vocab_size"]), width)
-        side = int(vision["image_size"]) // int(vision["stride"])
-        line = torch.linspace(-1, 1, side)
-        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)
-        self.register_buffer("grid", grid, persistent=False)
-        self.grid: Tensor
-
-    def points(self, pixels: Tensor) -> Tensor:
-        """Returns where each channel looks, y and x in [-1, 1], float [B, K, 2]; `pixels`: float [B, 3, H, W]."""
-        fast = torch.autocast(pixels.device.type, torch.bfloat16) if self.fast and self.training else nullcontext()
-        with fast:
-            found = self.convolutions(pixels.contiguous(memory_format=torch.channels_last))
-        logits: Tensor = found.contiguous().flatten(2).float() * self.sharpness
-        return logits.softmax(-1) @ self.grid
 
 
 class KeypointBackbone(Backbone):

@@ -1,0 +1,54 @@
+"""Where things are: a few convolutions whose channels each say one point of a picture.
+
+A spatial softmax turns each channel into the point where it is most active (Levine et al. 2016, arXiv 1504.00702). What
+moves in a picture moves its points as far, wherever it is: a handful of demonstrations suffice to learn that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Keypoints"]
+
+
+class Keypoints(nn.Module):
+    """Convolutions, and one point per channel of the last one.
+
+    Args:
+        widths: channels of each layer, at least one; those of the last are the points.
+        stride: how many times smaller the last layer's grid is than the picture, a power of two; as many first layers
+            as it takes halve it.
+        side: height and width of pictures, a multiple of ``stride``.
+        fast: whether convolutions of training run in bfloat16: a fifth of the time on a CPU with AMX.
+    """
+
+    def __init__(self, widths: Sequence[int], *, stride: int, side: int, fast: bool = False) -> None:
+        super().__init__()
+        halvings = stride.bit_length() - 1
+        layers: list[nn.Module] = []
+        channels = 3
+        for layer, out in enumerate(widths):
+            kernel = 3 if layer else 5
+            layers += [nn.Conv2d(channels, out, kernel, 2 if layer < halvings else 1, kernel // 2), nn.ReLU()]
+            channels = out
+        # The last one's values are logits. Channels last is how CPUs multiply convolutions fastest.
+        self.convolutions = nn.Sequential(*layers[:-1]).to(memory_format=torch.channels_last)
+        self.fast = fast
+        # Flat at first, all points would lie in the middle for long.
+        self.sharpness = nn.Parameter(torch.tensor(4.0))
+        line = torch.linspace(-1, 1, side // stride)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)
+        self.register_buffer("grid", grid, persistent=False)
+        self.grid: Tensor
+
+    def points(self, pixels: Tensor) -> Tensor:
+        """Returns where each channel looks, y and x in [-1, 1], float [B, K, 2]; `pixels`: float [B, 3, S, S]."""
+        fast = torch.autocast(pixels.device.type, torch.bfloat16) if self.fast and self.training else nullcontext()
+        with fast:
+            found = self.convolutions(pixels.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = found.contiguous().flatten(2).float() * self.sharpness
+        return logits.softmax(-1) @ self.grid
