@@ -132,12 +132,13 @@ class KeypointEyes(nn.Module):
 
     def look(self, views: Tensor) -> Tensor:
         """Maps frames, uint8 or float32 of 0 to 255 [T, V, 3, S, S], to points float [T, V, 2 P]."""
-        points: Tensor = self.seen.points(views.flatten(0, 1).float() / 255 - 0.5)
-        return points.flatten(1).unflatten(0, (-1, self.views))
+        points = self.seen.points(views.flatten(0, 1).float() / 255 - 0.5)
+        return points.reshape(-1, self.views, 2 * points.shape[1])
 
     def look_all(self, views: Tensor) -> Tensor:
         """Does `look` for the frames of windows, [B, K, V, 3, S, S]."""
-        return self.look(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        looked = self.look(views.flatten(0, 1))
+        return looked.view(*views.shape[:2], *looked.shape[1:])
 
     def join(self, looked: Tensor, present: Tensor) -> Tensor:
         """Maps points, float [B, K, V, 2 P], to tokens float [B, K V, C]; those of absent frames have not moved."""

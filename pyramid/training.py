@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pyramid import files
@@ -39,7 +40,7 @@ from pyramid.nn.checkpoint import CONFIG_FILE, read_model_config, save_model
 from pyramid.nn.sharding import gather, shard
 from pyramid.nn.trainer import TrainerConfig, lr_factor, place_of
 from pyramid.progress import Progress, format_seconds
-from pyramid.rng import seed_of, torch_generator
+from pyramid.rng import seed_here, seed_of, torch_generator
 
 __all__ = [
     "BatchAt",
@@ -133,7 +134,7 @@ class StepModule(lightning.LightningModule):
         step = self.global_step
         self._pass = (step, self._pass[1] + 1 if self._pass[0] == step else 0)
         key = place_of(step, self._pass[1], self.trainer_config, self.global_rank)
-        torch.manual_seed(seed_of(self.trainer_config.seed, "dropout", key))
+        seed_here(seed_of(self.trainer_config.seed, "dropout", key), self.device)
         loss, logs = self.loss(batch, torch_generator(self.trainer_config.seed, "noise", key))
         if not torch.isfinite(loss):
             raise PyramidError(f"the loss is {loss.item()} at step {step}; lower the learning rate or check the data")
@@ -203,8 +204,13 @@ class _StepLoader(DataLoader[Any]):
         return raised(super().__iter__())
 
 
-class _Average(EMAWeightAveraging):
+class _Average(WeightAveraging):
     """A moving average of the weights that is the model in the end, also of a run with no step left to do."""
+
+    def __init__(self, decay: float) -> None:
+        # All weights at once, unlike `EMAWeightAveraging`. Buffers (codebooks that are averages themselves, counts) are
+        # copied, not averaged.
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
         """Hands the average over again: without a step, Lightning ends the fit but not the training."""
@@ -346,8 +352,7 @@ def _fit(
     _quiet()
     with Progress(label, config.max_steps, "samples") as progress:
         watch = _Watch(checkpoint, progress, config.checkpoint_every, journal)
-        # Buffers (codebooks that are averages themselves, counts) are copied, not averaged.
-        averaging = [_Average(decay=config.ema_decay, use_buffers=False)] if config.ema_decay else []
+        averaging = [_Average(config.ema_decay)] if config.ema_decay else []
         trainer = lightning.Trainer(
             max_steps=config.max_steps,
             accelerator="auto",

@@ -197,6 +197,13 @@ class ActionHead(nn.Module):
 
     def action_tokens(self, x: Tensor, bucket: Tensor, embodiment: str) -> Tensor:
         """Encodes noisy chunks float [B, T, D] of one embodiment, and where in the chunk they stand: [B, T, W]."""
+        if self.training and self.config.time_rule in flow.REGRESSION and len(x):
+            # Trained for regression, all of them are zeros at time 0.
+            return self._encoded(x[:1], bucket[:1], embodiment).expand(len(x), -1, -1)
+        return self._encoded(x, bucket, embodiment)
+
+    def _encoded(self, x: Tensor, bucket: Tensor, embodiment: str) -> Tensor:
+        """Does what `action_tokens` does, whatever the chunks are."""
         return self.action_encoder(x, bucket, embodiment) + self.position[: x.shape[1]]  # type: ignore[no-any-return]
 
     def trunk(

@@ -5,11 +5,13 @@ Shifts are index arithmetic: of a small picture, a transform would take longer t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pyramid.rng import rng, seed_of
+import numpy as np
+
+from pyramid.rng import seed_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +46,12 @@ class AugmentSpec:
     @property
     def active(self) -> bool:
         """Whether anything is varied."""
-        return self != AugmentSpec()
+        return bool(self.shift) or self.more_than_shifts
+
+    @property
+    def more_than_shifts(self) -> bool:
+        """Whether anything but the place is varied."""
+        return self.crop < 1 or any((self.brightness, self.contrast, self.saturation, self.hue))
 
 
 def augment(images: Tensor, spec: AugmentSpec, seed: int, position: int) -> Tensor:
@@ -63,7 +70,7 @@ def augment(images: Tensor, spec: AugmentSpec, seed: int, position: int) -> Tens
 
     if spec.shift:
         images = _shifted(images, spec.shift, seed, position)
-    if replace(spec, shift=0.0) == AugmentSpec():
+    if not spec.more_than_shifts:
         return images
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed also tells every other device, and writes down the call stack for each.
@@ -76,16 +83,13 @@ def _shifted(images: Tensor, share: float, seed: int, position: int) -> Tensor:
     """Moves pictures [..., H, W, 3] by whole pixels, up to a share of their sides; the border is repeated."""
     import torch
 
-    places = rng(seed, "shift", position)
+    drawn, moved = seed_of(seed, "shift", position), images.numpy()
     for axis in (-3, -2):
-        side = images.shape[axis]
+        side = moved.shape[axis]
         most = round(share * side)
-        by = int(places.integers(-most, most + 1))
-        kept = images.narrow(axis, max(by, 0), side - abs(by))
-        border = images.narrow(axis, side - 1 if by > 0 else 0, 1)
-        repeated = border.expand(*(abs(by) if a == images.ndim + axis else n for a, n in enumerate(images.shape)))
-        images = torch.cat([kept, repeated] if by > 0 else [repeated, kept], axis)
-    return images
+        drawn, by = divmod(drawn, 2 * most + 1)
+        moved = moved.take((np.arange(side) + by - most).clip(0, side - 1), axis)
+    return torch.from_numpy(moved)
 
 
 @lru_cache(maxsize=8)

@@ -25,6 +25,7 @@ from pyramid.nn.attention import SelfAttentionStack
 from pyramid.video.encode import encode_mp4
 
 SIGLIP = VisionConfig(kind="siglip", width=32, layers=2, heads=2, mlp_width=48, patch_px=8)
+POINTS = VisionConfig(kind="keypoints", widths=(8, 8, 16), difference_gain=8.0)
 FLOW = HeadConfig(kind="flow", width=32, heads=2, mixer_layers=1, layers=2, dropout=0.0, steps=4, samples=3)
 PLAIN = HeadConfig(hidden=48)
 WINDOWS = WindowConfig(horizon=4, frames=(-2, 0, 2, 4, 7))
@@ -38,7 +39,7 @@ def build(vision=None, head=PLAIN, **options):
     return build_module(config, {"a": (2, 3), "b": (5, 0)}).model.eval()
 
 
-COMBINATIONS = [(v, h, n) for v in (None, SIGLIP) for h in (PLAIN, FLOW) for n in (1, 2)]
+COMBINATIONS = [(v, h, n) for v in (None, POINTS, SIGLIP) for h in (PLAIN, FLOW) for n in (1, 2)]
 
 
 @pytest.mark.parametrize(("vision", "head", "views"), COMBINATIONS)
@@ -67,7 +68,7 @@ def test_every_combination_gives_chunks_and_each_weight_trains(vision, head, vie
     assert [n for n in idle if "for_b" not in n and ".key.bias" not in n and "k_proj.bias" not in n] == []
 
 
-@pytest.mark.parametrize("vision", [None, SIGLIP])
+@pytest.mark.parametrize("vision", [None, POINTS, SIGLIP])
 def test_a_missing_frame_changes_nothing_but_that_it_is_missing(vision):
     model = build(vision)
     pictures = torch.randint(0, 256, (2, 5, 3, 32, 32), dtype=torch.uint8)

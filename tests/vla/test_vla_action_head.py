@@ -212,6 +212,23 @@ def test_regression_gives_the_same_mean_whatever_the_noise():
     torch.testing.assert_close(error / count, (sampled - action).square().mean((1, 2)))
 
 
+@pytest.mark.parametrize("rule", ["mean", "median", "n1"])
+def test_training_for_regression_encodes_one_chunk_of_zeros_and_learns_the_same(rule):
+    torch.manual_seed(0)
+    config = dataclasses.replace(HEAD, time_rule=rule, sample_steps=1, dropout=0.0)
+    head = build_action_head(config, 32, {n: b.embodiment for n, b in make_bodies().items()})
+    context, mask, state, action, noise, _ = parts()
+    every, learned = torch.ones_like(action, dtype=torch.bool), []
+    for training in (True, False):
+        head.train(training).zero_grad()
+        prepared = head.prepare(context, mask, state, None, "arm")
+        error, _ = head.errors(prepared, action, every, "arm", noise=noise, time=torch.zeros(3))
+        error.sum().backward()
+        learned.append([error.detach(), *(p.grad for p in head.action_encoder.parameters() if p.grad is not None)])
+    assert len(learned[0]) == len(learned[1]) > 1
+    torch.testing.assert_close(learned[0], learned[1])
+
+
 @pytest.mark.parametrize("other", [{"alternate": True}, {"dropout": 0.1}, {"compatibility": "n1"}])
 def test_perceptrons_have_nothing_of_a_transformer(other):
     with pytest.raises(ValueError, match="trunk: mlp"):

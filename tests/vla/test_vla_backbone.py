@@ -45,6 +45,20 @@ def published(tmp_path):
     return tmp_path, model
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,) * 3, (0.25,) * 3), ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)), ((0.5,) * 3, (0.2, 0.3, 0.4))]
+)
+def test_pixels_are_normalised_by_channel(mean, std):
+    backbone, _ = build_backbone(BACKBONE)
+    images = observation(n_views=2)[0]
+    spec = dataclasses.replace(backbone.spec, image_mean=mean, image_std=std)
+    found = type(backbone)(backbone.model, spec).pixels(images)
+    wanted = (images.permute(0, 1, 4, 2, 3).flatten(0, 1) / 255.0 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(
+        std
+    ).view(3, 1, 1)
+    torch.testing.assert_close(found, wanted)
+
+
 def published_config(path, **changes):
     return BackboneConfig(
         **{"pretrained": str(path), "tap_layer": 2, "max_text_tokens": 16, "image_size_px": 16, **changes}

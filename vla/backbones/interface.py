@@ -176,13 +176,19 @@ class Backbone(nn.Module, abc.ABC):
             DataError: the images are not of the size or number that the backbone was built for.
         """
         self._check(images)
-        pixels = images.flatten(0, 1).permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
-        features = [
-            f.reshape(-1, images.shape[1], *f.shape[1:]) for f in self.view_tokens((pixels - self.mean) / self.std)
-        ]
+        features = [f.reshape(-1, images.shape[1], *f.shape[1:]) for f in self.view_tokens(self.pixels(images))]
         embedded = self._sequence(self.embed(text_ids), features[0])
         mask = self._mask(text_mask, embedded.shape[1] - text_ids.shape[1])
         return self.language(embedded, [self._placed(f, embedded) for f in features[1:]]), mask
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Maps views uint8 [B, V, H, W, 3] to what `view_tokens` takes, float [B V, 3, H, W], normalised."""
+        mean, std = (
+            # A number, where one will do: to broadcast along channels that lie together in memory is slow.
+            numbers[0] if len(set(numbers)) == 1 else kept
+            for kept, numbers in ((self.mean, self.spec.image_mean), (self.std, self.spec.image_std))
+        )
+        return (images.flatten(0, 1).permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0 - mean) / std
 
     def set_trainable(self, *, frozen: bool, top_layers: int = 0, vision: bool = False) -> None:
         """Says which weights train.

@@ -45,8 +45,7 @@ class Tower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns the tokens of views uint8 [B, V, H, W, 3], float32 [B, V, N, C]."""
         (kept,) = self._kept if self.copied is None else (self.copied,)
-        pixels = images.flatten(0, 1).permute(0, 3, 1, 2).to(kept.mean.dtype) / 255.0
-        tokens = kept.view_tokens((pixels - kept.mean) / kept.std)[0]
+        tokens = kept.view_tokens(kept.pixels(images))[0]
         return tokens.reshape(*images.shape[:2], *tokens.shape[1:]).float()
 
     def train(self, mode: bool = True) -> Tower:

@@ -9,7 +9,7 @@ import pytest
 
 from pyramid.errors import ConfigError, DataError
 from pyramid.sim import backend
-from pyramid.sim.env import MetaWorldEnv
+from pyramid.sim.env import MetaWorldEnv, touching
 from pyramid.sim.episodes import rollout_expert
 from pyramid.sim.tasks import INSTRUCTIONS
 
@@ -43,6 +43,20 @@ def test_opening_a_task_leaves_numpys_generator_alone(simulator: None) -> None:
     before = np.random.get_state()[1].copy()
     MetaWorldEnv("reach-v3").reset(3)
     assert np.array_equal(np.random.get_state()[1], before)
+
+
+@pytest.mark.parametrize("task", ["push-v3", "pick-place-v3"])
+def test_touch_is_told_as_meta_world_tells_it(simulator: None, task: str) -> None:
+    env, told = MetaWorldEnv(task), []
+    world = env._env
+    env.reset(5)
+    for _ in range(100):
+        env.step(env.expert_action())
+        for geom in (world._get_id_main_object(), 0):
+            told.append(type(world).touching_object(world, geom))
+            assert touching(world, geom) == told[-1]
+    assert {True, False} == set(told)
+    env.close()
 
 
 def test_the_state_follows_the_action(quick_env: MetaWorldEnv) -> None:
