@@ -31,9 +31,9 @@ PLAIN = HeadConfig(hidden=48)
 WINDOWS = WindowConfig(horizon=4, frames=(-2, 0, 2, 4, 7))
 
 
-def build(vision=None, head=PLAIN, **options):
+def build(vision=None, head=PLAIN, windows=WINDOWS, **options):
     config = IDMConfig(
-        windows=WINDOWS,
+        windows=windows,
         model=ModelConfig(image_size_px=32, vision=vision or VisionConfig(widths=(8, 8, 16)), head=head, **options),
     )
     return build_module(config, {"a": (2, 3), "b": (5, 0)}).model.eval()
@@ -83,6 +83,44 @@ def test_a_missing_frame_changes_nothing_but_that_it_is_missing(vision):
     assert not torch.allclose(a, seen)
 
 
+def moving_squares(count, columns, generator):
+    """Windows uint8 [B, 3, 3, 32, 32] of a square that moves across, and how far in a step, half pixels, float [B]."""
+    by = torch.randint(-2, 3, (count,), generator=generator)
+    x, y = (torch.randint(low, high, (count,), generator=generator) for low, high in (columns, (8, 24)))
+    frames = torch.zeros(count, 3, 3, 32, 32, dtype=torch.uint8)
+    for window, row, left, step in zip(frames, y.tolist(), x.tolist(), by.tolist(), strict=True):
+        for place, picture in enumerate(window):
+            at = left + (place - 1) * step
+            picture[:, row - 2 : row + 2, at - 2 : at + 2] = 255
+    return frames, by / 2
+
+
+@pytest.mark.parametrize(
+    ("vision", "elsewhere"), [(POINTS, (0.8, 1.0)), (VisionConfig(widths=(8, 16, 16)), (-math.inf, 0.5))]
+)
+def test_points_read_a_motion_where_none_was_shown_and_a_cnn_does_not(vision, elsewhere):
+    model = build(vision, head=HeadConfig(hidden=32), windows=WindowConfig(horizon=2, frames=(0, 1, 2)))
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+
+    def told(frames):
+        looked = model.eyes.look_all(split_views(frames, model.config.model))
+        return model(looked, torch.ones(len(frames), 3), None, "a")[0, :, 0, 0]
+
+    for _ in range(200):
+        frames, moved = moving_squares(16, (7, 14), generator)
+        optimizer.zero_grad()
+        (told(frames) - moved).square().mean().backward()
+        optimizer.step()
+    scores = []
+    for columns in ((7, 14), (18, 25)):
+        frames, moved = moving_squares(200, columns, generator)
+        with torch.no_grad():
+            scores.append(1 - float((told(frames) - moved).square().mean() / moved.var()))
+    assert scores[0] > 0.9
+    assert elsewhere[0] < scores[1] < elsewhere[1]
+
+
 def test_views_are_cut_out_of_one_picture():
     boxes = ((0.0, 0.0, 0.5, 0.5), (0.0, 0.5, 0.5, 0.5), (0.5, 0.0, 0.5, 0.5))
     config = ModelConfig(image_size_px=32, views=boxes)
@@ -130,7 +168,12 @@ def test_a_published_tower_is_taken_over_or_named_as_not_fitting(tmp_path):
         model.eyes.load_published(str(tmp_path / "nothing"))
 
 
-PRESETS = {"idm/tiny": (1.2e6, 1.4e6), "idm/small": (100e6, 140e6), "idm/paper-dreams": (430e6, 520e6)}
+PRESETS = {
+    "idm/tiny": (1.2e6, 1.4e6),
+    "idm/keypoints": (0.2e6, 0.3e6),
+    "idm/small": (100e6, 140e6),
+    "idm/paper-dreams": (430e6, 520e6),
+}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -415,9 +415,10 @@ def test_values_out_of_range_are_refused_with_the_value(config, options):
 
 
 @pytest.mark.slow
-def test_tiny_preset_learns_the_sprites(tmp_path):
+@pytest.mark.parametrize("preset", ["idm/tiny", "idm/keypoints"])
+def test_a_small_preset_learns_the_sprites(tmp_path, preset):
     folder = sprites.make_shards(tmp_path, n_train=24, n_val=8, n_frames=64)
-    train_idm(folder, out=str(tmp_path / "model"), config="idm/tiny")
+    train_idm(folder, out=str(tmp_path / "model"), config=preset)
     evaluation = evaluate_idm(folder, model=str(tmp_path / "model"))
     assert evaluation.r2.mean > 0.6
     assert evaluation.lag == 0
