@@ -32,14 +32,15 @@ def rng(seed: int, *key: str | int) -> np.random.Generator:
 def seed_here(seed: int, device: torch.device) -> None:
     """Seeds what torch draws from on the CPU and on ``device``.
 
-    `torch.manual_seed` also tells every other kind of device, and writes down the call stack for each: a tenth of a
-    small model's step.
+    `torch.manual_seed` tells every kind of device, and writes down the call stack for each: a tenth of a step of a small
+    model on a CPU, which needs none of them.
     """
     import torch
 
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def torch_generator(seed: int, *key: str | int) -> torch.Generator:
