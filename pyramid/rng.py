@@ -32,8 +32,8 @@ def rng(seed: int, *key: str | int) -> np.random.Generator:
 def seed_here(seed: int, device: torch.device) -> None:
     """Seeds what torch draws from on the CPU and on ``device``.
 
-    `torch.manual_seed` tells every kind of device, and writes down the call stack for each: a tenth of a step of a small
-    model on a CPU, which needs none of them.
+    `torch.manual_seed` tells every kind of device, and writes down the call stack for each: a tenth of a small
+    model's step on a CPU, which needs none of it.
     """
     import torch
 
