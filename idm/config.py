@@ -102,9 +102,10 @@ class VisionConfig:
 
     kind: Literal["cnn", "keypoints", "siglip"] = "cnn"
     """A small CNN on one frame and its differences to the others; points that few demonstrations teach to follow what
-    moves; or a SigLIP tower on each frame by itself."""
-    widths: tuple[int, int, int] = (32, 48, 64)
-    """CNN: channels at 1/2, 1/4 and 1/8 of the side, multiples of 8. Keypoints: at 1/2 and 1/4, and how many points."""
+    moves, or, with a linear head, that learn it from pictures; or a SigLIP tower on each frame by itself."""
+    widths: tuple[int, ...] = (32, 48, 64)
+    """CNN: channels at 1/2, 1/4 and 1/8 of the side. Keypoints: of each layer, the first at 1/2, the others at 1/4 of
+    the side; those of the last are the points. Multiples of 8; three, of keypoints up to eight."""
     difference_gain: float = 2.0
     """CNN, keypoints: what differences of frames, or of where their points are, are multiplied with, > 0."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -126,8 +127,10 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes that do not divide."""
-        if len(self.widths) != 3 or min(self.widths) < 8 or any(width % 8 for width in self.widths):
-            raise ValueError(f"widths must be three multiples of 8, got {self.widths}")
+        least, most = 3, 3 if self.kind == "cnn" else 8
+        if not least <= len(self.widths) <= most or min(self.widths) < 8 or any(width % 8 for width in self.widths):
+            how_many = "three" if least == most else f"{least} to {most}"
+            raise ValueError(f"widths must be {how_many} multiples of 8, got {self.widths}")
         if not self.difference_gain > 0:
             raise ValueError(f"difference_gain must be positive, got {self.difference_gain}")
         if min(self.width, self.layers, self.heads, self.mlp_width, self.patch_px) < 1 or self.width % self.heads:
@@ -138,8 +141,9 @@ class VisionConfig:
 class HeadConfig:
     """How actions are made of what is seen."""
 
-    kind: Literal["regressor", "flow"] = "regressor"
-    """One pass that gives the actions, or a diffusion transformer that turns noise into them (flow matching)."""
+    kind: Literal["regressor", "flow", "linear"] = "regressor"
+    """One pass that gives the actions; a diffusion transformer that turns noise into them (flow matching); or a linear
+    map of points that were learned from pictures alone: little to learn, so little to learn by heart."""
     hidden: int = 256
     """Regressor: width of what all embodiments share, and of their own hidden layer."""
     huber_delta: float = 0.5
@@ -160,6 +164,8 @@ class HeadConfig:
     """Flow: Euler steps, >= 1."""
     samples: int = 4
     """Flow: draws that a label is the mean of; their spread is part of ``action_std``; 1 to 64."""
+    ridge: float = 0.003
+    """Linear: penalty of ridge regression per window, > 0; points lie in [-1, 1]."""
 
     def __post_init__(self) -> None:
         """Refuses sizes that no network has."""
@@ -173,6 +179,8 @@ class HeadConfig:
             raise ValueError(
                 f"mixer_layers {self.mixer_layers}, dropout {self.dropout} or samples {self.samples} out of range"
             )
+        if not self.ridge > 0:
+            raise ValueError(f"ridge must be positive, got {self.ridge}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +211,9 @@ class ModelConfig:
     """Share of training episodes kept out of training to measure errors for action_std, in [0, 0.5]."""
 
     def __post_init__(self) -> None:
-        """Refuses sizes that the strides do not divide."""
+        """Refuses sizes that the strides do not divide, and parts that do not go together."""
+        if self.head.kind == "linear" and (self.vision.kind != "keypoints" or self.state != "none"):
+            raise ValueError("a linear head reads vision of kind keypoints, and no state")
         step = 4 * self.vision.patch_px if self.vision.kind == "siglip" else 8
         if self.image_size_px < 16 or self.image_size_px % step:
             raise ValueError(f"image_size_px must be a multiple of {step} of at least 16, got {self.image_size_px}")

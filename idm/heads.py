@@ -1,4 +1,4 @@
-"""What makes actions of the tokens of a window: one pass, or flow matching with a diffusion transformer.
+"""What makes actions of the tokens of a window: one pass, a linear map, or flow matching with a diffusion transformer.
 
 Seeing is left to `idm.vision`. Facts of the flow head are those of the public Apache-2.0 code of GR00T-Dreams (see
 DreamGen, arXiv 2505.12705); none of it is used. The context is encoded once per window here, in each of the 16
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from idm.config import HeadConfig
 from pyramid.nn.attention import KeyValue, SelfAttentionStack
 from pyramid.nn.dit import DiTConfig, build_dit
-from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP
+from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP, EmbodimentModule
 from pyramid.nn.flow import euler_sample, interpolate, sample_time, time_bucket
 
-__all__ = ["FlowHead", "Regressor"]
+__all__ = ["FlowHead", "LinearHead", "Regressor"]
 
 
 class Regressor(nn.Module):
@@ -65,6 +65,62 @@ class Regressor(nn.Module):
     def actions(self, shared: Tensor, embodiment: str) -> Tensor:
         """Maps what `shared` gave to actions, float [B, H, D], normalised units."""
         return self.head(shared, embodiment).float().unflatten(1, (self.horizon, -1))  # type: ignore[no-any-return]
+
+
+class LinearHead(nn.Module):
+    """A linear map per embodiment, solved and not trained: see `fit`.
+
+    Args:
+        config: its penalty.
+        n_tokens: tokens per window, L.
+        d_token: their width, C.
+        n_extra: further numbers, E.
+        dims: embodiment -> D.
+        horizon: H.
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        *,
+        n_tokens: int,
+        d_token: int,
+        n_extra: int,
+        dims: Mapping[str, int],
+        horizon: int,
+    ) -> None:
+        super().__init__()
+        self.horizon, self.ridge = horizon, config.ridge
+        d_in = n_tokens * d_token + n_extra
+        self.maps = EmbodimentModule({name: nn.Linear(d_in, horizon * action) for name, action in dims.items()})
+        # A decay of weights that no gradient reaches would only shrink them.
+        self.requires_grad_(False)
+
+    def shared(self, tokens: Tensor, extra: Tensor) -> Tensor:
+        """Maps tokens float [B, L, C] and further numbers float [B, E] to what the maps read, float [B, L C + E]."""
+        return torch.cat([tokens.flatten(1), extra], dim=1)
+
+    def actions(self, shared: Tensor, embodiment: str) -> Tensor:
+        """Maps what `shared` gave to actions, float [B, H, D], normalised units."""
+        mapped: Tensor = self.maps.fold(embodiment)(shared)
+        return mapped.float().view(len(mapped), self.horizon, -1)
+
+    @torch.no_grad()
+    def fit(self, embodiment: str, tokens: Tensor, extra: Tensor, actions: Tensor) -> None:
+        """Solves the map of one embodiment by ridge regression; its constant is not penalised.
+
+        Args:
+            embodiment: whose.
+            tokens: of all its windows, float [N, L, C].
+            extra: further numbers, float [N, E].
+            actions: float [N, H, D], normalised units.
+        """
+        linear, x, y = self.maps.fold(embodiment), self.shared(tokens, extra).double(), actions.double().flatten(1)
+        centered, mean = x - x.mean(0), y.mean(0)
+        gram = centered.T @ centered + self.ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+        solved = torch.linalg.solve(gram, centered.T @ (y - mean))
+        linear.weight.copy_(solved.T)
+        linear.bias.copy_(mean - x.mean(0) @ solved)
 
 
 class FlowHead(nn.Module):

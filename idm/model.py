@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from idm.config import IDMConfig
-from idm.heads import FlowHead, Regressor
+from idm.heads import FlowHead, LinearHead, Regressor
 from idm.vision import build_eyes, split_views
 from pyramid.errors import ConfigError
 from pyramid.nn.embodiment import EmbodimentMLP
@@ -91,24 +91,27 @@ class InverseDynamicsModel(nn.Module):
         if size.state != "none":
             self.state_encoder = EmbodimentMLP({name: (n, d_state) for name, n in self.states.items()}, d_state)
             self.unknown_state = nn.Parameter(torch.zeros(d_state))
-        self.head: Regressor | FlowHead = (
-            FlowHead.of(head, self.actions, self.horizon)
-            if flow
-            else Regressor(
-                head,
-                n_tokens=self.eyes.count,
-                d_token=self.eyes.width,
-                n_extra=n_frames + d_state * (size.state != "none"),
-                dims={name: (action, state if head.auxiliary else 0) for name, (action, state) in dims.items()},
-                horizon=self.horizon,
-                short=size.vision.kind == "keypoints",
-            )
-        )
+        self.head = self._head(n_frames + d_state * (size.state != "none"), dims)
         self.known = nn.ModuleDict({f"for_{name}": Confidence(self.horizon, n) for name, n in self.actions.items()})
+
+    def _head(self, n_extra: int, dims: Dims) -> Regressor | FlowHead | LinearHead:
+        """Builds what makes actions; ``n_extra``: numbers that it reads beside the tokens."""
+        head = self.config.model.head
+        if head.kind == "flow":
+            return FlowHead.of(head, self.actions, self.horizon)
+        seen = {"n_tokens": self.eyes.count, "d_token": self.eyes.width, "n_extra": n_extra, "horizon": self.horizon}
+        if head.kind == "linear":
+            return LinearHead(head, dims=self.actions, **seen)
+        return Regressor(
+            head,
+            dims={name: (action, state if head.auxiliary else 0) for name, (action, state) in dims.items()},
+            short=self.config.model.vision.kind == "keypoints",
+            **seen,
+        )
 
     @property
     def draws(self) -> int:
-        """Predictions per window: 1 for the regressor."""
+        """Predictions per window: 1 where no noise is drawn."""
         return self.config.model.head.samples if isinstance(self.head, FlowHead) else 1
 
     def confidence(self, embodiment: str) -> Confidence:
@@ -132,7 +135,7 @@ class InverseDynamicsModel(nn.Module):
             float32 [draws, B, H, D], normalised units. The noise of a draw is the same for every window and process.
         """
         tokens, extra = self.context(looked, present, state, embodiment)
-        if isinstance(self.head, Regressor):
+        if not isinstance(self.head, FlowHead):
             return self.head.actions(self.head.shared(tokens, extra), embodiment)[None]
         context = self.head.encode(tokens)
         return torch.stack(

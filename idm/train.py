@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from idm.data import (
     load_demonstrations,
     training_rate,
 )
-from idm.heads import FlowHead
+from idm.drawing import PictureSampler, PointsModule, fit_linear
+from idm.heads import FlowHead, Regressor
 from idm.model import InverseDynamicsModel, augmented
 from idm.predict import ClipInput
 from idm.vision import SiglipEyes, split_views
@@ -35,7 +37,7 @@ from pyramid.config import resolve
 from pyramid.errors import ConfigError
 from pyramid.rng import rng, seed_of
 from pyramid.shards.frames import ClipFrames
-from pyramid.training import StepModule, TrainResult, plan_only, require_data, train_model
+from pyramid.training import BatchAt, StepModule, TrainResult, plan_only, require_data, train_model
 
 __all__ = ["IDMModule", "build_module", "hold_aside", "train_idm"]
 
@@ -84,6 +86,7 @@ class IDMModule(StepModule):
         tokens, extra = model.context(looked, group.present, told, group.embodiment)
         if isinstance(model.head, FlowHead):
             return model.head.loss(tokens, group.action, group.embodiment, generator)
+        assert isinstance(model.head, Regressor)  # noqa: S101  # `PointsModule` trains what a linear head reads
         shared, delta = model.head.shared(tokens, extra), size.head.huber_delta
         predicted = model.head.actions(shared, group.embodiment)
         loss = nn.functional.huber_loss(predicted, group.action, delta=delta)
@@ -105,11 +108,12 @@ def build_module(
     config: IDMConfig,
     dims: Mapping[str, tuple[int, int]],
     finish: Callable[[InverseDynamicsModel], None] = lambda model: None,
-) -> IDMModule:
+) -> IDMModule | PointsModule:
     """Builds the untrained model; its initial weights are a pure function of ``config.trainer.seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.trainer.seed, "idm-init"))
-        return IDMModule(InverseDynamicsModel(config, dims), config, finish)
+        of_pictures = config.model.head.kind == "linear"
+        return (PointsModule if of_pictures else IDMModule)(InverseDynamicsModel(config, dims), config, finish)
 
 
 def hidden_states(states: Tensor, policy: str, generator: torch.Generator) -> Tensor:
@@ -146,6 +150,7 @@ def train_idm(
     limit: int | None = None,
     dry_run: bool = False,
     modality: str | Sequence[str] = (),
+    videos: str | Sequence[str] = (),
     **overrides: Any,
 ) -> TrainResult:
     """Trains an inverse dynamics model on the ``train`` clips that have measured actions.
@@ -159,21 +164,24 @@ def train_idm(
         dry_run: plan and time the training, write nothing; works without shards too.
         modality: `modality.json` of the demonstrations' data set (or its folder), which says what is a rotation or a
             gripper and names the joint groups; ``NAME=PATH`` for one of several embodiments.
+        videos: shard folders whose clips need no actions: their pictures teach a model with a linear head where things
+            are, beside those of ``shards``.
         **overrides: dotted options on top of the config, such as ``{"trainer.max_steps": 20}``.
 
     Raises:
-        ConfigError: an option that does not exist or is out of range, no shards, no ``out``, clips of several rates, or
-            rotations that are to be told from states.
+        ConfigError: an option that does not exist or is out of range, no shards, no ``out``, clips of several rates,
+            rotations that are to be told from states, or ``videos`` for a model that learns from actions alone.
         DataError: no clip with actions at the rate that is as long as a window.
     """
     resolved = resolve(IDMConfig, config, **overrides)
     if dry_run and not shards:
         return plan_only(build_module(resolved, {"robot": (_PLANNED_DIM, _PLANNED_DIM)}), None, kind="idm")
     require_data(shards, out or ("" if dry_run else None), what="one or more shard folders")
-    size, trainer = resolved.model, resolved.trainer
-    clips = ClipFrames.open(
-        shards or (), split="train", size_px=size.picture_px, cache_mb=size.cache_mb, limit=limit, with_actions=True
-    )
+    size, trainer, of_pictures = resolved.model, resolved.trainer, resolved.model.head.kind == "linear"
+    if videos and not of_pictures:
+        raise ConfigError("videos teach points to a model with model.head.kind linear, such as --config idm/pictures")
+    opened = partial(ClipFrames.open, split="train", size_px=size.picture_px, cache_mb=size.cache_mb, limit=limit)
+    clips = opened(shards or (), with_actions=True)
     rate_hz = training_rate(clips.rows, resolved.windows.rate_hz)
     resolved = replace(resolved, windows=resolved.windows.at_rate(rate_hz))
     kept, aside = hold_aside(
@@ -186,25 +194,41 @@ def train_idm(
     sampler = WindowSampler(
         clips, kept, actions, states, resolved.windows, seed=trainer.seed, batch_size=trainer.batch_size
     )
+    inputs = {**clips.digests(), "limit": str(limit), "embodiments": files.digest(about)}
+    batch_at: BatchAt = sampler.batch_at
+    if of_pictures:
+        seen = opened([*_folders(shards), *_folders(videos)])
+        pictures = PictureSampler(seen, seed=trainer.seed, batch_size=trainer.batch_size)
+        inputs |= {f"seen_{name}": digest for name, digest in seen.digests().items()}
+        batch_at = pictures.batch_at
+
+    def finish(model: InverseDynamicsModel) -> None:
+        if of_pictures:
+            fit_linear(model, sampler)
+        _calibrate(model, clips, aside, about, resolved)
+
     module = build_module(
-        resolved,
-        {name: (one["action_dim"], one["state_dim"]) for name, one in about.items()},
-        lambda model: _calibrate(model, clips, aside, about, resolved),
+        resolved, {name: (one["action_dim"], one["state_dim"]) for name, one in about.items()}, finish
     )
     if dry_run:
-        return plan_only(module, sampler.batch_at, kind="idm")
+        return plan_only(module, batch_at, kind="idm")
     if size.vision.weights and isinstance(module.model.eyes, SiglipEyes):
         module.model.eyes.load_published(size.vision.weights)
     return train_model(
         module,
-        sampler.batch_at,
+        batch_at,
         kind="idm",
         out=str(out),
         config=resolved,
-        inputs={**clips.digests(), "limit": str(limit), "embodiments": files.digest(about)},
+        inputs=inputs,
         extra={"embodiments": about},
         resume=resume,
+        prepare=(lambda: module.start_from(pictures)) if isinstance(module, PointsModule) else None,
     )
+
+
+def _folders(shards: str | Sequence[str] | None) -> list[str]:
+    return [shards] if isinstance(shards, str) else list(shards or ())
 
 
 def _differences(name: str, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

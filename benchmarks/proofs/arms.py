@@ -12,9 +12,11 @@ from typing import Any
 from proofs.config import ProofConfig
 from proofs.corpus import BODY, Corpus
 
+from idm.config import IDMConfig
 from idm.train import train_idm
 from lam.train import train_lam
 from pyramid import files, label
+from pyramid.config import resolve
 
 Sources = dict[str, dict[str, Any]]
 
@@ -47,7 +49,10 @@ def _run(shards: str, labeler: str, model: str, name: str) -> str:
 
 def _idm(cell: Cell) -> str:
     model = files.join(cell.out, "models", f"idm-{cell.subset}")
-    train_idm(cell.demos, out=model, config=cell.config.idm, **cell.config.label_options())
+    config = resolve(IDMConfig, cell.config.idm, **cell.config.label_options())
+    # One that learns from pictures sees the videos, too.
+    videos = cell.corpus.videos if config.model.head.kind == "linear" else ()
+    train_idm(cell.demos, out=model, config=config, videos=videos)
     return _run(cell.corpus.videos, "idm", model, f"idm-{cell.subset}")
 
 

@@ -56,8 +56,8 @@ class ProofConfig:
     """The policy's preset."""
     updates: int = 2000
     """Updates of each policy; those of ``_long`` take twice as many."""
-    idm: str = "idm/keypoints"
-    """Preset of the inverse dynamics model, trained on the demonstrations of a subset."""
+    idm: str = "idm/pictures"
+    """Preset of the inverse dynamics model, trained on the demonstrations of a subset; a linear head sees videos, too."""
     lam: str = "lam/tiny"
     """Preset of the latent-action model, trained on the videos of a look."""
 

@@ -19,10 +19,13 @@ SIDE = 64
 _RADIUS = 6.0
 
 
-def episode(number: int, *, n_frames: int = 48, speed: float = 1.5, still: bool = False):
+def episode(
+    number: int, *, n_frames: int = 48, speed: float = 1.5, still: bool = False, background_of: int | None = None
+):
     """Returns pixels uint8 [T, 64, 64, 3], positions [T, 2] and actions float32 [T, 3] (dx, dy in pixels, and 1)."""
     generator = rng(number, "sprites")
-    background = generator.integers(70, 130, (16, 16, 3)).repeat(4, 0).repeat(4, 1).astype(np.float32)
+    behind = generator if background_of is None else rng(background_of, "sprites-background")
+    background = behind.integers(70, 130, (16, 16, 3)).repeat(4, 0).repeat(4, 1).astype(np.float32)
     colour = np.array([255.0, 255.0, 60.0], np.float32)
     position, velocity = generator.uniform(16, 48, 2), generator.normal(size=2) * speed
     frames, positions, actions = [], [], []
