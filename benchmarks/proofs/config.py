@@ -57,7 +57,7 @@ class ProofConfig:
     updates: int = 2000
     """Updates of each policy; those of ``_long`` take twice as many."""
     idm: str = "idm/pictures"
-    """Preset of the inverse dynamics model, trained on the demonstrations of a subset; a linear head sees videos, too."""
+    """Preset of the inverse dynamics model, trained on a subset of demonstrations; a linear head sees videos, too."""
     lam: str = "lam/tiny"
     """Preset of the latent-action model, trained on the videos of a look."""
 
