@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proofs.arms import ARMS, HAND_ALONE, LABELS, OF_DEMONSTRATIONS
+from proofs.arms import ARMS, HAND_ALONE, LABELS, OF_DEMONSTRATIONS, OF_HANDS
 from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
 from proofs.corpus import PARTS, corpus_of, pack_corpus
@@ -42,9 +42,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="tell what is done, and do nothing more")
     arguments = parser.parse_args()
     told = {name: getattr(arguments, name) for name in ("arms", "tasks", "seed")}
-    config = resolve(
-        ProofConfig, arguments.config, **{name: value for name, value in told.items() if value is not None}
-    )
+    chosen = {name: value for name, value in told.items() if value is not None}
+    config = resolve(ProofConfig, arguments.config, **chosen, **({"elsewhere": ()} if arguments.arms else {}))
     results = run(arguments.out, config, workers=arguments.workers, report=arguments.report)
     files.write_json(arguments.results or str(Path(arguments.out, "results.json")), results)
     plot(results["tasks"], arguments.plot or str(Path(arguments.out, "results.png")))
@@ -85,26 +84,24 @@ def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) ->
 def make_data(out: str, config: ProofConfig, *, workers: int) -> None:
     """Draws and packs what is not there yet."""
     folder = files.join(out, "results")
-    drawn = [part for part in PARTS if part != "hand" or config.n_hand]
-    parts = [Task(out=out, config=config, task=t, piece=part, subset=0) for t in config.tasks for part in drawn]
+    drawn = {
+        task: [part for part in PARTS if part != "hand" or (config.n_hand and {*config.arms_of(task)} & {*OF_HANDS})]
+        for task in config.tasks
+    }
+    parts = [Task(out=out, config=config, task=t, piece=part, subset=0) for t in config.tasks for part in drawn[t]]
     run_job([t.unit() for t in parts], run_drawing, folder=folder, label="data", unit_name="parts", workers=workers)
     for task in config.tasks:
-        pack_corpus(files.join(out, task), task, config)
+        pack_corpus(files.join(out, task), task, config, drawn[task])
 
 
 def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
     """Returns the label models and the cells of a proof: arms in their order, then what hands have more subsets for."""
-    alone = [arm for arm in config.arms if arm in HAND_ALONE]
-    places = [
-        (task, arm, subset)
-        for task in config.tasks
-        for arms, subsets in (
-            (config.arms, range(config.subsets)),
-            (alone, range(config.subsets, config.hand_subsets)),
-        )
-        for arm in arms
-        for subset in subsets
-    ]
+    places = []
+    for task in config.tasks:
+        arms = config.arms_of(task)
+        alone = [arm for arm in arms if arm in HAND_ALONE] if HAND_ALONE[1] in arms else []
+        places += [(task, arm, subset) for arm in arms for subset in range(config.subsets)]
+        places += [(task, arm, subset) for arm in alone for subset in range(config.subsets, config.hand_subsets)]
     # A label model of videos alone is the same for all subsets.
     needed = {
         (task, kind, subset if kind in OF_DEMONSTRATIONS else 0)

@@ -140,7 +140,9 @@ OF_DEMONSTRATIONS = ("idm", "lam-few")
 WITH_STATE = "behaviour_cloning_state"
 """Cloning that is told the robot's state. All others see pictures alone: on videos nobody knows it."""
 HAND_ALONE = ("behaviour_cloning", "latent_hand_look")
-"""Arms that are tried on all of ``hand_subsets``."""
+"""Arms that are tried on all of ``hand_subsets`` where the second is."""
+OF_HANDS = ("latent_hand_look", "flare", "full_pyramid")
+"""Arms that learn from hand videos."""
 
 
 def models_of(piece: str) -> list[str]:

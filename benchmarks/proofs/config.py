@@ -20,6 +20,8 @@ class ProofConfig:
     """Meta-World's names."""
     arms: tuple[str, ...] = ("behaviour_cloning", "idm_robot_look", "true_actions")
     """What is compared; see `proofs.arms`."""
+    elsewhere: tuple[str, ...] = ()
+    """What is compared on tasks after the first; empty: the same."""
     n_demos: int = 5
     """Demonstrations with actions of each subset; >= 1."""
     subsets: int = 4
@@ -64,6 +66,10 @@ class ProofConfig:
     label_updates: int = 0
     """Updates of each label model; 0: those of its preset."""
 
+    def arms_of(self, task: str) -> tuple[str, ...]:
+        """Returns what is compared on a task."""
+        return self.elsewhere if self.elsewhere and task != self.tasks[0] else self.arms
+
     def label_options(self) -> dict[str, int]:
         """Returns what the label models are trained with beyond their presets, as dotted options."""
         steps = {"trainer.max_steps": self.label_updates} if self.label_updates else {}
@@ -84,4 +90,5 @@ class ProofConfig:
         made = [
             self.policy_config() if name == "policy" else resolve(presets[name], getattr(self, name)) for name in models
         ]
-        return files.digest([to_dict(alone), *(to_dict(model) for model in made)])
+        told = {name: value for name, value in to_dict(alone).items() if name != "elsewhere"}
+        return files.digest([told, *(to_dict(model) for model in made)])

@@ -6,6 +6,7 @@ The robot's videos exist twice: as they are, without actions or states, and as a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +55,11 @@ def draw_part(out: str, task: str, config: ProofConfig, part: str) -> None:
     make_dataset(files.join(out, part), SimConfig(tasks=(task,), n_generated=0, **drawn, **numbers, seed=seed))
 
 
-def pack_corpus(out: str, task: str, config: ProofConfig) -> None:
-    """Packs what `draw_part` drew; what is packed is kept."""
+def pack_corpus(out: str, task: str, config: ProofConfig, parts: Sequence[str] = PARTS) -> None:
+    """Packs the parts that `draw_part` drew; what is packed is kept."""
     corpus = corpus_of(out, config)
     roots = {"true": files.join(out, "videos", "robot"), "videos": _bare_videos(out, task)}
-    hand = {"hand": files.join(out, "hand", "hand")} if config.n_hand else {}
+    hand = {"hand": files.join(out, "hand", "hand")} if "hand" in parts else {}
     for name, root in {**roots, **hand}.items():
         manifest = files.join(out, "clips", f"{name}.parquet")
         told = {} if name == "hand" else {"embodiment": BODY}

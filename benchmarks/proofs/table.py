@@ -21,11 +21,12 @@ BASELINE = "behaviour_cloning"
 
 
 def summary(cells: Cells, tasks: Sequence[str], arms: Sequence[str]) -> dict[str, Any]:
-    """Returns the results of each task, and of all together."""
-    groups = {task: [task] for task in tasks}
+    """Returns the results of each task, and of arms that were tried on all of them, together."""
+    found = {task: {arm: pooled(cells, [task], arm) for arm in arms} for task in tasks}
     if len(tasks) > 1:
-        groups["all"] = list(tasks)
-    return {name: {arm: pooled(cells, own, arm) for arm in arms} for name, own in groups.items()}
+        everywhere = [arm for arm in arms if all(found[task][arm]["n"] for task in tasks)]
+        found["all"] = {arm: pooled(cells, tasks if arm in everywhere else [], arm) for arm in arms}
+    return found
 
 
 def pooled(cells: Cells, tasks: Sequence[str], arm: str) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def test_a_published_tower_is_taken_over_or_named_as_not_fitting(tmp_path):
 PRESETS = {
     "idm/tiny": (1.2e6, 1.4e6),
     "idm/keypoints": (0.2e6, 0.3e6),
+    "idm/pictures": (0.02e6, 0.05e6),
     "idm/small": (100e6, 140e6),
     "idm/paper-dreams": (430e6, 520e6),
 }

@@ -405,6 +405,8 @@ def test_evaluation_counts_what_it_cannot_label(tmp_path, model_dir):
         (VisionConfig, {"heads": 7}),
         (HeadConfig, {"samples": 0}),
         (HeadConfig, {"width": 100}),
+        (HeadConfig, {"ridge": 0.0}),
+        (VisionConfig, {"widths": (8, 8, 8, 16)}),
         (GateConfig, {"max_std": 0}),
         (ModelConfig, {"image_size_px": 30}),
     ],

@@ -17,6 +17,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from proof import wanted  # noqa: E402
 from proofs.arms import ARMS, HAND_ALONE, LABELS  # noqa: E402
 from proofs.config import ProofConfig  # noqa: E402
 from proofs.quality import probe_quality, pseudo_quality  # noqa: E402
@@ -59,19 +60,40 @@ def test_tasks_are_told_alone_and_together() -> None:
     assert found["reach"]["full_pyramid"]["gain"] == 0
     assert found["all"]["full_pyramid"]["gain"] == pytest.approx(found["push"]["full_pyramid"]["gain"] / 2)
     assert found["all"]["behaviour_cloning"]["n"] == 480
+    # An arm that was tried on some tasks only is not told beside those of all.
+    cells = {place: solved for place, solved in CELLS.items() if place[:2] != ("reach", "full_pyramid")}
+    found = summary(cells, ["push", "reach"], ["behaviour_cloning", "full_pyramid"])
+    assert found["push"]["full_pyramid"]["n"] == 240
+    assert found["all"]["full_pyramid"]["n"] == found["reach"]["full_pyramid"]["n"] == 0
+
+
+def test_other_tasks_may_have_fewer_arms() -> None:
+    tasks = ("push-v3", "reach-v3")
+    arms = ("behaviour_cloning", "latent_hand_look")
+    config = ProofConfig(tasks=tasks, arms=arms, elsewhere=arms[:1], subsets=2, hand_subsets=3)
+    labels, cells = wanted("out", config)
+    assert [(one.task, one.piece) for one in labels] == [("push-v3", "lam-hand")]
+    found = [(one.task, one.piece, one.subset) for one in cells]
+    assert found == [
+        *((tasks[0], arm, subset) for arm in arms for subset in range(2)),
+        *((tasks[0], arm, 2) for arm in arms),
+        *((tasks[1], arms[0], subset) for subset in range(2)),
+    ]
+    assert {one.unit().name for one in cells} == {"-".join(map(str, place)) for place in found}
+    assert [one.task for one in wanted("out", ProofConfig(tasks=tasks, arms=arms))[0]] == list(tasks)
 
 
 @pytest.mark.parametrize("name", ["proof/cpu", "proof/guard"])
 def test_every_preset_names_arms_that_there_are(name: str) -> None:
     config = resolve(ProofConfig, name)
-    assert set(config.arms) <= set(ARMS)
+    assert {*config.arms, *config.elsewhere} <= set(ARMS)
     assert set(LABELS) <= set(ARMS)
     assert config.hand_subsets >= config.subsets
 
 
 def test_what_else_is_tried_changes_no_cell() -> None:
     config = ProofConfig()
-    assert ProofConfig(arms=("flare",), tasks=("reach-v3",)).digest() == config.digest()
+    assert ProofConfig(arms=("flare",), tasks=("reach-v3",), elsewhere=("flare",)).digest() == config.digest()
     assert ProofConfig(updates=config.updates + 1).digest() != config.digest()
 
 
