@@ -108,8 +108,19 @@ def _videos(cell: Cell) -> Sources:
     return {f"seen_{i}": {"shards": folder, "use": "video"} for i, folder in enumerate(shards)}
 
 
+LATENT_PART = 3
+"""Latents of hand videos are learned from in the first of so many parts of the full pyramid's updates."""
+
+
+def _schedule(config: ProofConfig) -> dict[str, Any]:
+    """Returns how the full pyramid's mixture changes: pre-training on all, then post-training without latents."""
+    step = max(config.updates // LATENT_PART, 1)
+    batch = config.policy_config().trainer.samples_per_step
+    return {"schedule": [{"step": step, "sources": {"latent_hand": 0.0}}], "schedule_batch": batch}
+
+
 def _full(cell: Cell) -> Sources:
-    # Half as many latents as pseudo-actions cost what the latter give: the trunk is small, and serves both.
+    # Latents come first, see `_schedule`: the trunk is small, and to serve both at once costs what pseudo-actions give.
     pseudo = {name: {**source, "weight": 8.0} for name, source in _pseudo(_idm)(cell).items()}
     return {**pseudo, **_latent("hand")(cell)}
 
@@ -170,14 +181,14 @@ def mixture_of(arm: str, cell: Cell) -> dict[str, Any]:
     }
     if more is not None:
         tiers["base"] = {"weight": 1 - config.demo_share, "sources": more(cell)}
-    flare = {"future_s": config.future_s} if arm == "flare" else {}
+    more_of = {"flare": {"future_s": config.future_s}, "full_pyramid": _schedule(config)}
     return {
         "horizon": config.horizon,
         "seed": config.seed,
         "shuffle_frames": 16_384,
         "augment": {"shift": config.shift},
         "tiers": tiers,
-        **flare,
+        **more_of.get(arm, {}),
     }
 
 
