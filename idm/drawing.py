@@ -40,6 +40,8 @@ _BACKGROUND_FRAMES = 256
 """Frames whose median the background starts from."""
 _LEAST_STD = 0.05
 """Standard deviation of a pixel (values of 0 to 1) below which what changes there counts no more."""
+_SHOWN = 4
+"""Views that TensorBoard shows."""
 _AT_ONCE = 128
 
 
@@ -153,14 +155,22 @@ class PointsModule(StepModule):
             batch: frames, uint8 [N, 3, P, P].
             generator: not used: nothing is drawn at random.
         """
+        pictures, drawn = self._drawn(batch)
+        counts = self.counts.repeat(len(batch), 1, 1, 1)
+        change = pictures - self.drawer.behind(len(pictures)).detach()
+        return self._mean(drawn - pictures, counts) / self._mean(change, counts).clamp(min=1e-6), {}
+
+    def _drawn(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the views of a batch and what is drawn of them, float [N V, 3, S, S], values of 0 to 1 or so."""
         pictures = split_views(batch, self.config.model).flatten(0, 1).float() / 255
         seen = _points_of(self.model)
         points = seen.points(pictures - 0.5)
         with torch.autocast(pictures.device.type, torch.bfloat16, enabled=seen.fast):
-            drawn = self.drawer(points)
-        counts = self.counts.repeat(len(batch), 1, 1, 1)
-        change = pictures - self.drawer.behind(len(pictures)).detach()
-        return self._mean(drawn - pictures, counts) / self._mean(change, counts).clamp(min=1e-6), {}
+            return pictures, self.drawer(points)
+
+    def pictures(self, batch: Tensor) -> dict[str, Tensor]:
+        """Returns ``drawn``: some views side by side, and below them what is drawn of them."""
+        return {"drawn": torch.cat([torch.cat(list(rows[:_SHOWN]), dim=2) for rows in self._drawn(batch)], dim=1)}
 
     @staticmethod
     def _mean(error: Tensor, counts: Tensor) -> Tensor:

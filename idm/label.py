@@ -83,7 +83,7 @@ class StepFrames:
         check_views(sample, self.model, self.embodiments[embodiment])
         check_robot(sample, embodiment, self.embodiments[embodiment])
         try:
-            steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.rate_tolerance)
+            steps = clip_steps(sample.times_s, self.rate_hz, windows.frames, windows.horizon, windows.rate_tolerance)
         except SkipItemError as error:
             if embodiment in self.resampled:
                 own = windows_at_frames(windows, self.rate_hz, sample.times_s)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +179,9 @@ def train_idm(
     size, trainer, of_pictures = resolved.model, resolved.trainer, resolved.model.head.kind == "linear"
     if videos and not of_pictures:
         raise ConfigError("videos teach points to a model with model.head.kind linear, such as --config idm/pictures")
-    opened = partial(ClipFrames.open, split="train", size_px=size.picture_px, cache_mb=size.cache_mb, limit=limit)
-    clips = opened(shards or (), with_actions=True)
+    clips = ClipFrames.open(
+        shards or (), split="train", size_px=size.picture_px, cache_mb=size.cache_mb, limit=limit, with_actions=True
+    )
     rate_hz = training_rate(clips.rows, resolved.windows.rate_hz)
     resolved = replace(resolved, windows=resolved.windows.at_rate(rate_hz))
     kept, aside = hold_aside(
@@ -197,7 +197,8 @@ def train_idm(
     inputs = {**clips.digests(), "limit": str(limit), "embodiments": files.digest(about)}
     batch_at: BatchAt = sampler.batch_at
     if of_pictures:
-        seen = opened([*_folders(shards), *_folders(videos)])
+        more = ClipFrames.open(videos, split="train", size_px=size.picture_px).sources if videos else []
+        seen = ClipFrames([*clips.sources, *more], size_px=size.picture_px, cache_mb=size.cache_mb)
         pictures = PictureSampler(seen, seed=trainer.seed, batch_size=trainer.batch_size)
         inputs |= {f"seen_{name}": digest for name, digest in seen.digests().items()}
         batch_at = pictures.batch_at
@@ -225,10 +226,6 @@ def train_idm(
         resume=resume,
         prepare=(lambda: module.start_from(pictures)) if isinstance(module, PointsModule) else None,
     )
-
-
-def _folders(shards: str | Sequence[str] | None) -> list[str]:
-    return [shards] if isinstance(shards, str) else list(shards or ())
 
 
 def _differences(name: str, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -174,23 +174,27 @@ class Steps(NamedTuple):
         return [(first, last - (last - first - 1) % self.every) for first, last in spans]
 
 
-def clip_steps(times_s: NDArray[np.float64], rate_hz: float, seen: Sequence[int], tolerance: float) -> Steps:
+def clip_steps(
+    times_s: NDArray[np.float64], rate_hz: float, seen: Sequence[int], horizon: int, tolerance: float
+) -> Steps:
     """Finds the model's steps in a clip, at its own rate or at a whole fraction of it.
 
     A window looks at some of its steps only. A clip at half the rate holds those if all of them are even, so the window
-    sees what it was trained on and still tells every action in between; it can just start at every other step only.
+    sees what it was trained on and still tells every action in between; it can just start at every other step only, so
+    its actions have to come in whole pairs.
 
     Args:
         times_s: float64 [T], ascending presentation times, seconds.
         rate_hz: the model's steps per second.
         seen: steps of a window whose frames the model looks at.
+        horizon: actions of a window.
         tolerance: largest distance of a frame from its step, share of a step in [0, 0.5).
 
     Raises:
         SkipItemError: ``rate``: the clip has no frame where the model needs one; both rates are named.
     """
     every = round(rate_hz * float(np.median(np.diff(times_s)))) if len(times_s) > 1 else 1
-    if every > 1 and all(step % every == 0 for step in seen):
+    if every > 1 and all(step % every == 0 for step in (*seen, horizon)):
         own = step_frames(times_s, rate_hz / every, tolerance / every)
         return Steps([frame for frame in own for _ in range(every)][: every * (len(own) - 1) + 1], every)
     return Steps(step_frames(times_s, rate_hz, tolerance), 1)

@@ -112,6 +112,7 @@ def test_views_are_drawn_each_on_its_background():
     module.drawer.background.data[1] = 200 / 255
     module.drawer.layers[4].weight.data.zero_()
     module.drawer.layers[4].bias.data.zero_()
+    assert module.pictures(batch)["drawn"].shape == (3, 64, 4 * 32)
     # Each view equals its background, so that nothing is left to draw.
     assert module.loss(batch, torch.Generator())[0].item() == pytest.approx(0, abs=1e-6)
 

@@ -84,7 +84,7 @@ def test_another_rate_is_refused_with_both_numbers(clip_hz, model_hz):
 
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_slow_clip_gets_every_action_from_the_frames_it_has(every):
-    steps = clip_steps(np.arange(20) * every / 80, 80.0, (0, 4, 8), 0.1)
+    steps = clip_steps(np.arange(20) * every / 80, 80.0, (0, 4, 8), 8, 0.1)
     assert steps.every == every
     assert steps.frames == [i // every for i in range(19 * every + 1)]
     [(first, last)] = steps.trim([(0, len(steps.frames))])
@@ -97,7 +97,7 @@ def test_slow_clip_gets_every_action_from_the_frames_it_has(every):
 
 
 def test_slow_clip_is_cut_at_frames():
-    steps = clip_steps(np.arange(20) / 40, 80.0, (0, 4, 8), 0.1)
+    steps = clip_steps(np.arange(20) / 40, 80.0, (0, 4, 8), 8, 0.1)
     spans = steps.trim(segments(steps.frames, [7]))
     assert spans == [(0, 13), (14, 39)]
     assert [steps.frames[first] for first, _ in spans] == [0, 7]
@@ -106,7 +106,10 @@ def test_slow_clip_is_cut_at_frames():
 
 def test_slow_clip_without_the_frames_of_a_window_is_refused():
     with pytest.raises(SkipItemError, match=r"40 Hz.*80 Hz"):
-        clip_steps(np.arange(20) / 40, 80.0, (0, 3, 8), 0.1)
+        clip_steps(np.arange(20) / 40, 80.0, (0, 3, 8), 8, 0.1)
+    # Windows of one action that begin at every other step would leave out those in between.
+    with pytest.raises(SkipItemError, match=r"40 Hz.*80 Hz"):
+        clip_steps(np.arange(20) / 40, 80.0, (-2, 0, 2), 1, 0.1)
 
 
 def test_missing_frames_are_refused():
