@@ -71,27 +71,15 @@ class LinearHead(nn.Module):
     """A linear map per embodiment, solved and not trained: see `fit`.
 
     Args:
-        config: its penalty.
-        n_tokens: tokens per window, L.
-        d_token: their width, C.
-        n_extra: further numbers, E.
+        ridge: its penalty.
+        d_in: numbers per window, L C + E.
         dims: embodiment -> D.
         horizon: H.
     """
 
-    def __init__(
-        self,
-        config: HeadConfig,
-        *,
-        n_tokens: int,
-        d_token: int,
-        n_extra: int,
-        dims: Mapping[str, int],
-        horizon: int,
-    ) -> None:
+    def __init__(self, ridge: float, *, d_in: int, dims: Mapping[str, int], horizon: int) -> None:
         super().__init__()
-        self.horizon, self.ridge = horizon, config.ridge
-        d_in = n_tokens * d_token + n_extra
+        self.horizon, self.ridge = horizon, ridge
         self.maps = EmbodimentModule({name: nn.Linear(d_in, horizon * action) for name, action in dims.items()})
         # A decay of weights that no gradient reaches would only shrink them.
         self.requires_grad_(False)

@@ -99,14 +99,17 @@ class InverseDynamicsModel(nn.Module):
         head = self.config.model.head
         if head.kind == "flow":
             return FlowHead.of(head, self.actions, self.horizon)
-        seen = {"n_tokens": self.eyes.count, "d_token": self.eyes.width, "n_extra": n_extra, "horizon": self.horizon}
+        count, width = self.eyes.count, self.eyes.width
         if head.kind == "linear":
-            return LinearHead(head, dims=self.actions, **seen)
+            return LinearHead(head.ridge, d_in=count * width + n_extra, dims=self.actions, horizon=self.horizon)
         return Regressor(
             head,
+            n_tokens=count,
+            d_token=width,
+            n_extra=n_extra,
             dims={name: (action, state if head.auxiliary else 0) for name, (action, state) in dims.items()},
+            horizon=self.horizon,
             short=self.config.model.vision.kind == "keypoints",
-            **seen,
         )
 
     @property

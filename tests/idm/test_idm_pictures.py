@@ -8,7 +8,7 @@ import pytest
 import sprites
 import torch
 
-from idm.config import HeadConfig, IDMConfig
+from idm.config import IDMConfig
 from idm.drawing import PictureSampler, PointsModule
 from idm.evaluate import evaluate_idm
 from idm.heads import LinearHead
@@ -122,8 +122,7 @@ def test_a_linear_head_is_solved_for_one_embodiment():
     tokens, extra = torch.randn(200, 5, 3, generator=generator) + 2, torch.randn(200, 2, generator=generator)
     true = torch.randn(17, 4, generator=generator)
     action = (torch.cat([tokens.flatten(1), extra], 1) @ true + 1).view(200, 2, 2)
-    sizes = {"n_tokens": 5, "d_token": 3, "n_extra": 2, "dims": {"a": 2, "b": 1}, "horizon": 2}
-    head = LinearHead(HeadConfig(kind="linear", ridge=1e-9), **sizes)
+    head = LinearHead(1e-9, d_in=5 * 3 + 2, dims={"a": 2, "b": 1}, horizon=2)
     before = head.maps.fold("b").weight.clone()
     head.fit("a", tokens, extra, action)
     assert torch.allclose(head.actions(head.shared(tokens, extra), "a"), action, atol=1e-4)
