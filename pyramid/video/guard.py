@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, cast
 
@@ -33,6 +34,8 @@ Message = tuple[dict[str, Any], dict[str, bytes]]
 
 _TICK_S = 0.05
 """How often memory and time are looked at."""
+_LONGEST_TICK_S = 1.0
+"""Most that one look counts for: a machine that was asleep is not the video's fault, one that is busy counts."""
 _START_S = 300.0
 """Longest that the process may take to start and to import the work; none of it is the video's fault."""
 _HEADER_BYTES = 4
@@ -166,12 +169,13 @@ class _Child:
                 else:
                     started = True
                     self._check(limits, name, started, left)
+            since = time.monotonic()
             if select.select([self._answers], [], [], _TICK_S)[0]:
                 if not (data := os.read(self._answers.fileno(), 2**20)):
                     raise self._died(name, started)
                 held += data
             else:
-                left -= _TICK_S  # Ticks, not the clock: a machine that was asleep is not the video's fault.
+                left -= min(time.monotonic() - since, _LONGEST_TICK_S)
             self._check(limits, name, started, left)
 
     def _check(self, limits: VideoLimits, name: str, started: bool, left: float) -> None:
