@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from idm.config import HeadConfig
@@ -20,7 +22,7 @@ from pyramid.nn.dit import DiTConfig, build_dit
 from pyramid.nn.embodiment import ActionEncoder, EmbodimentMLP, EmbodimentModule
 from pyramid.nn.flow import euler_sample, interpolate, sample_time, time_bucket
 
-__all__ = ["FlowHead", "LinearHead", "Regressor"]
+__all__ = ["FlowHead", "LinearHead", "Regressor", "solve_ridge"]
 
 
 class Regressor(nn.Module):
@@ -103,12 +105,40 @@ class LinearHead(nn.Module):
             extra: further numbers, float [N, E].
             actions: float [N, H, D], normalised units.
         """
-        linear, x, y = self.maps.fold(embodiment), self.shared(tokens, extra).double(), actions.double().flatten(1)
-        centered, mean = x - x.mean(0), y.mean(0)
-        gram = centered.T @ centered + self.ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-        solved = torch.linalg.solve(gram, centered.T @ (y - mean))
-        linear.weight.copy_(solved.T)
-        linear.bias.copy_(mean - x.mean(0) @ solved)
+        x, y = self.shared(tokens, extra).double().numpy(), actions.double().flatten(1).numpy()
+        self.set(embodiment, *solve_ridge(x, y, self.ridge))
+
+    @torch.no_grad()
+    def set(self, embodiment: str, weight: NDArray[np.float64], constant: NDArray[np.float64]) -> None:
+        """Sets the map of one embodiment.
+
+        Args:
+            embodiment: whose.
+            weight: float64 [L C + E, H D].
+            constant: float64 [H D].
+        """
+        linear = self.maps.fold(embodiment)
+        linear.weight.copy_(torch.from_numpy(weight.T))
+        linear.bias.copy_(torch.from_numpy(constant))
+
+
+def solve_ridge(
+    x: NDArray[np.float64], y: NDArray[np.float64], penalty: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Solves ridge regression; the constant is not penalised.
+
+    Args:
+        x: float64 [N, F].
+        y: float64 [N, D].
+        penalty: for each row, > 0.
+
+    Returns:
+        float64 [F, D] and the constant, float64 [D]: ``x @ weight + constant`` is close to y.
+    """
+    centered, mean = x - x.mean(0), y.mean(0)
+    gram = centered.T @ centered + penalty * len(x) * np.eye(x.shape[1])
+    weight = np.linalg.solve(gram, centered.T @ (y - mean))
+    return weight, mean - x.mean(0) @ weight
 
 
 class FlowHead(nn.Module):

@@ -24,7 +24,7 @@ from idm.published import is_published
 from idm.windows import Steps, clip_steps, segments
 from pyramid import files
 from pyramid.config import from_dict, to_dict
-from pyramid.errors import ConfigError, SkipItemError, nearest
+from pyramid.errors import ConfigError, DataError, SkipItemError, nearest
 from pyramid.labels.protocol import BASE_FIELDS, FLAG_GATED, FLAG_SHORT
 from pyramid.nn.checkpoint import load_model_files
 from pyramid.normalize import Normalizer
@@ -312,7 +312,7 @@ def load(model_dir: str, device: str = "cpu") -> IDMLabeler:
     The folder may also be a published one of GR00T-Dreams.
 
     Raises:
-        DataError: no complete inverse dynamics model in the folder.
+        DataError: no complete inverse dynamics model in the folder, or one of points alone.
     """
     if is_published(model_dir):
         # Imported late: it takes seconds, and models of our own rarely need it.
@@ -323,6 +323,8 @@ def load(model_dir: str, device: str = "cpu") -> IDMLabeler:
     description, state = load_model_files(model_dir, "idm")
     config = from_dict(IDMConfig, description["config"])
     embodiments = description["extra"]["embodiments"]
+    if not embodiments:
+        raise DataError(f"'{model_dir}' knows points alone and tells no actions; train a head on them with --points")
     for about in embodiments.values():
         Body.of(about)  # a model of a former version says what it lacks before its weights do not fit
     dims = {name: (one["action_dim"], one["state_dim"]) for name, one in embodiments.items()}

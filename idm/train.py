@@ -5,8 +5,10 @@ Optimiser, resume and saving are `pyramid.training`'s; windows are `idm.data`'s,
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from idm.data import (
 )
 from idm.drawing import PictureSampler, PointsModule, fit_linear
 from idm.heads import FlowHead, Regressor
+from idm.label import load
+from idm.looks import fit_across, take_points
 from idm.model import InverseDynamicsModel, augmented
 from idm.predict import ClipInput
 from idm.vision import SiglipEyes, split_views
@@ -150,12 +154,15 @@ def train_idm(
     dry_run: bool = False,
     modality: str | Sequence[str] = (),
     videos: str | Sequence[str] = (),
+    points: str = "",
+    robot: str = "",
+    robot_videos: str | Sequence[str] = (),
     **overrides: Any,
 ) -> TrainResult:
     """Trains an inverse dynamics model on the ``train`` clips that have measured actions.
 
     Args:
-        shards: one or more shard folders.
+        shards: one or more shard folders; none, with ``videos``, learns points alone (see ``points``).
         out: model folder to write.
         config: preset name, YAML file, mapping or config.
         resume: go on from the last checkpoint, or reuse a finished model of this config and data.
@@ -165,28 +172,43 @@ def train_idm(
             gripper and names the joint groups; ``NAME=PATH`` for one of several embodiments.
         videos: shard folders whose clips need no actions: their pictures teach a model with a linear head where things
             are, beside those of ``shards``.
+        points: a model with a linear head, of the same pictures, whose points are taken as they are; nothing is trained
+            but the head.
+        robot: a trained model with a linear head of the robot in ``shards``. ``videos`` then show the same tasks in
+            another look, such as a hand's, and are what this model labels, with the robot's actions (`idm.looks`).
+        robot_videos: with ``robot``, shard folders of more clips in its own look, which need no actions.
         **overrides: dotted options on top of the config, such as ``{"trainer.max_steps": 20}``.
 
     Raises:
         ConfigError: an option that does not exist or is out of range, no shards, no ``out``, clips of several rates,
-            rotations that are to be told from states, or ``videos`` for a model that learns from actions alone.
+            rotations that are to be told from states, or ``videos``, ``points`` or ``robot`` for a model that learns
+            from actions alone.
         DataError: no clip with actions at the rate that is as long as a window.
     """
     resolved = resolve(IDMConfig, config, **overrides)
     if dry_run and not shards:
         return plan_only(build_module(resolved, {"robot": (_PLANNED_DIM, _PLANNED_DIM)}), None, kind="idm")
-    require_data(shards, out or ("" if dry_run else None), what="one or more shard folders")
-    size, trainer, of_pictures = resolved.model, resolved.trainer, resolved.model.head.kind == "linear"
-    if videos and not of_pictures:
+    of_pictures = resolved.model.head.kind == "linear"
+    if (videos or points or robot) and not of_pictures:
         raise ConfigError("videos teach points to a model with model.head.kind linear, such as --config idm/pictures")
-    clips = ClipFrames.open(
-        shards or (), split="train", size_px=size.picture_px, cache_mb=size.cache_mb, limit=limit, with_actions=True
-    )
+    require_data(shards or videos, out or ("" if dry_run else None), what="one or more shard folders")
+    if robot and not (shards and videos):
+        raise ConfigError("robot needs the robot's demonstrations, and --videos of the other look")
+    if robot_videos and not robot:
+        raise ConfigError("robot_videos are for videos of another look: name the --robot model; else use --videos")
+    run = _Run(resolved, str(out), resume=resume, dry_run=dry_run, points=points)
+    if not shards:
+        seen = run.clips(videos)
+        return run.train({}, lambda model: None, {}, pictures=[seen])
+    clips = run.clips(shards, limit=limit, with_actions=True)
     rate_hz = training_rate(clips.rows, resolved.windows.rate_hz)
-    resolved = replace(resolved, windows=resolved.windows.at_rate(rate_hz))
-    kept, aside = hold_aside(
-        load_demonstrations(clips, resolved.windows, rate_hz, size.target), size.calibration_share, trainer.seed
-    )
+    run.config = resolved = replace(resolved, windows=resolved.windows.at_rate(rate_hz))
+    size, trainer = resolved.model, resolved.trainer
+    found = load_demonstrations(clips, resolved.windows, rate_hz, size.target)
+    inputs = {**clips.digests(), "limit": str(limit)}
+    if robot:
+        return _train_across(run, (clips, found), inputs, robot=robot, videos=videos, robot_videos=robot_videos)
+    kept, aside = hold_aside(found, size.calibration_share, trainer.seed)
     actions, states = fit_normalizers(kept), fit_states(kept)
     about = describe_embodiments(kept, actions, states, modality)
     if size.target == "from_state":
@@ -194,38 +216,113 @@ def train_idm(
     sampler = WindowSampler(
         clips, kept, actions, states, resolved.windows, seed=trainer.seed, batch_size=trainer.batch_size
     )
-    inputs = {**clips.digests(), "limit": str(limit), "embodiments": files.digest(about)}
-    batch_at: BatchAt = sampler.batch_at
-    if of_pictures:
-        more = ClipFrames.open(videos, split="train", size_px=size.picture_px).sources if videos else []
-        seen = ClipFrames([*clips.sources, *more], size_px=size.picture_px, cache_mb=size.cache_mb)
-        pictures = PictureSampler(seen, seed=trainer.seed, batch_size=trainer.batch_size)
-        inputs |= {f"seen_{name}": digest for name, digest in seen.digests().items()}
-        batch_at = pictures.batch_at
 
     def finish(model: InverseDynamicsModel) -> None:
         if of_pictures:
             fit_linear(model, sampler)
         _calibrate(model, clips, aside, about, resolved)
 
-    module = build_module(
-        resolved, {name: (one["action_dim"], one["state_dim"]) for name, one in about.items()}, finish
-    )
-    if dry_run:
-        return plan_only(module, batch_at, kind="idm")
-    if size.vision.weights and isinstance(module.model.eyes, SiglipEyes):
-        module.model.eyes.load_published(size.vision.weights)
-    return train_model(
-        module,
-        batch_at,
-        kind="idm",
-        out=str(out),
-        config=resolved,
-        inputs=inputs,
-        extra={"embodiments": about},
-        resume=resume,
-        prepare=(lambda: module.start_from(pictures)) if isinstance(module, PointsModule) else None,
-    )
+    more = [run.clips(videos)] if videos else []
+    return run.train(about, finish, inputs, batch_at=sampler.batch_at, pictures=[clips, *more] if of_pictures else ())
+
+
+@dataclass
+class _Run:
+    """What the ways to train a model have in common."""
+
+    config: IDMConfig
+    out: str
+    resume: bool
+    dry_run: bool
+    points: str
+
+    def clips(self, shards: str | Sequence[str], **options: Any) -> ClipFrames:
+        size = self.config.model
+        return ClipFrames.open(shards, split="train", size_px=size.picture_px, cache_mb=size.cache_mb, **options)
+
+    def train(
+        self,
+        about: Mapping[str, Mapping[str, Any]],
+        finish: Callable[[InverseDynamicsModel], None],
+        inputs: Mapping[str, str],
+        *,
+        batch_at: BatchAt | None = None,
+        pictures: Sequence[ClipFrames] = (),
+    ) -> TrainResult:
+        """Trains a model that knows some embodiments, from windows or from the pictures of clips."""
+        size, trainer = self.config.model, self.config.trainer
+        inputs = {**inputs, "embodiments": files.digest(about)}
+        prepare: Callable[[], None] | None = None
+        dims = {name: (one["action_dim"], one["state_dim"]) for name, one in about.items()}
+        module = build_module(self.config, dims, finish)
+        if pictures:
+            sources = [source for clips in pictures for source in clips.sources]
+            seen = ClipFrames(sources, size_px=size.picture_px, cache_mb=size.cache_mb)
+            inputs |= {f"seen_{name}": digest for name, digest in seen.digests().items()}
+            sampler = PictureSampler(seen, seed=trainer.seed, batch_size=trainer.batch_size)
+            batch_at = sampler.batch_at
+            if isinstance(module, PointsModule) and not self.points:
+                prepare = functools.partial(module.start_from, sampler)
+        if self.points:
+            inputs |= {"points": take_points(module.model, self.points)}
+        if self.dry_run:
+            return plan_only(module, batch_at, kind="idm")
+        assert batch_at is not None  # noqa: S101  # windows or pictures: every way to train has one
+        if size.vision.weights and isinstance(module.model.eyes, SiglipEyes):
+            module.model.eyes.load_published(size.vision.weights)
+        return train_model(
+            module,
+            batch_at,
+            kind="idm",
+            out=self.out,
+            config=self.config,
+            inputs=inputs,
+            extra={"embodiments": about},
+            resume=self.resume,
+            prepare=prepare,
+            fit=not self.points,
+        )
+
+
+def _train_across(
+    run: _Run,
+    demonstrations: tuple[ClipFrames, list[Demonstration]],
+    inputs: Mapping[str, str],
+    *,
+    robot: str,
+    videos: str | Sequence[str],
+    robot_videos: str | Sequence[str],
+) -> TrainResult:
+    known, seed = load(robot), run.config.trainer.seed
+    bodies = {d.embodiment for d in demonstrations[1]}
+    if len(bodies) > 1 or not bodies <= known.embodiments.keys():
+        raise ConfigError(
+            f"demonstrations of {', '.join(sorted(bodies))} for a model of {', '.join(known.embodiments)}: one robot "
+            "is needed that the model knows"
+        )
+    if known.config.windows != run.config.windows or known.config.model.head.kind != "linear":
+        raise ConfigError(f"'{robot}' has other windows or no linear head; train it with the same --config")
+    others = run.clips(videos)
+    more = run.clips(robot_videos) if robot_videos else ClipFrames([], size_px=others.size_px, cache_mb=0)
+    (body,) = bodies
+    names = sorted({str(row["embodiment"]) for row in others.rows})
+    # What a label of theirs is off by is not measured.
+    about = {name: {**known.embodiments[body], "calibrated": False, "actions_of": body} for name in names}
+    inputs = {**inputs, "robot": known.weights_sha256}
+    inputs |= {f"robot_{name}": digest for name, digest in more.digests().items()}
+
+    def finish(model: InverseDynamicsModel) -> None:
+        found = fit_across(
+            model, names, others, robot=known, demonstrations=demonstrations, robot_videos=more, seed=seed
+        )
+        if found.against:
+            warnings.warn(
+                f"{found.against} numbers of the state run against where things move in the picture: do the videos "
+                "show the robot's tasks from the same side?",
+                stacklevel=1,
+            )
+
+    return run.train(about, finish, inputs, pictures=[others])
 
 
 def _differences(name: str, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

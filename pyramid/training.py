@@ -271,6 +271,7 @@ def train_model(
     callbacks: Sequence[Callback] = (),
     prepare: Callable[[], None] | None = None,
     announce: Callable[[], None] | None = None,
+    fit: bool = True,
 ) -> TrainResult:
     """Trains a module to the end of its config and writes the model folder ``out``.
 
@@ -291,6 +292,7 @@ def train_model(
         callbacks: Lightning callbacks that watch; what they change is not resumed.
         prepare: called before any step is done, also when a run goes on; not for a finished model.
         announce: called after it, before the first step of a run, not when one goes on.
+        fit: False does no step; only what the module does when training ends is done.
 
     Raises:
         DataError: ``out`` holds a run with another config or other data.
@@ -309,7 +311,11 @@ def train_model(
         prepare()
     if announce is not None and not (folder / "last.ckpt").exists():
         announce()
-    loss = _fit(module, loader, folder=folder, label=f"train {kind}", journal=journal, callbacks=callbacks)
+    loss = None
+    if fit:
+        loss = _fit(module, loader, folder=folder, label=f"train {kind}", journal=journal, callbacks=callbacks)
+    else:
+        module.on_fit_end()
     module.eval()
     if module.trainer_config.strategy == "fsdp":
         gather(module)

@@ -20,21 +20,43 @@ _RADIUS = 6.0
 
 
 def episode(
-    number: int, *, n_frames: int = 48, speed: float = 1.5, still: bool = False, background_of: int | None = None
+    number: int,
+    *,
+    n_frames: int = 48,
+    speed: float = 1.5,
+    still: bool = False,
+    background_of: int | None = None,
+    errand: bool = False,
+    hand: bool = False,
 ):
-    """Returns pixels uint8 [T, 64, 64, 3], positions [T, 2] and actions float32 [T, 3] (dx, dy in pixels, and 1)."""
+    """Returns pixels uint8 [T, 64, 64, 3], positions [T, 2] and actions float32 [T, 3] (dx, dy in pixels, and 1).
+
+    On an errand the disc goes from the same place to any in a far corner, then to the nearer edge; a hand is smaller,
+    pale, and has no arm above it, which the robot of errands has.
+    """
     generator = rng(number, "sprites")
     behind = generator if background_of is None else rng(background_of, "sprites-background")
     background = behind.integers(70, 130, (16, 16, 3)).repeat(4, 0).repeat(4, 1).astype(np.float32)
-    colour = np.array([255.0, 255.0, 60.0], np.float32)
+    colour = np.array([240.0, 190.0, 170.0] if hand else [255.0, 255.0, 60.0], np.float32)
+    radius, arm = _RADIUS - hand, errand and not hand
     position, velocity = generator.uniform(16, 48, 2), generator.normal(size=2) * speed
+    goal, second = generator.uniform((30, 12), (54, 46)), generator.uniform((20, 48), (40, 56))
+    if errand:
+        position = np.array([12.0, 30.0])
     frames, positions, actions = [], [], []
     grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1)
-    for _ in range(n_frames):
-        inside = np.clip(_RADIUS - np.linalg.norm(grid - position, axis=-1) + 0.5, 0, 1)[..., None]
-        frames.append((background * (1 - inside) + colour * inside).astype(np.uint8))
+    for step in range(n_frames):
+        inside = np.clip(radius - np.linalg.norm(grid - position, axis=-1) + 0.5, 0, 1)[..., None]
+        seen = background * (1 - inside) + colour * inside
+        if arm:
+            column = np.clip(3.5 - np.abs(grid[..., :1] - position[0]), 0, 1) * (grid[..., 1:] < position[1] - radius)
+            seen = seen * (1 - column) + np.array([200.0, 30.0, 30.0], np.float32) * column
+        frames.append(seen.astype(np.uint8))
         velocity = np.clip(0.9 * velocity + 0.45 * speed * generator.normal(size=2), -1.5 * speed, 1.5 * speed)
         velocity = np.where((position + velocity < 8) | (position + velocity > 56), -velocity, velocity)
+        if errand:
+            way = (goal if step < n_frames // 2 else second) - position
+            velocity = speed * way / max(np.linalg.norm(way), 4.0) + 0.3 * speed * generator.normal(size=2)
         moved = np.zeros(2) if still else velocity
         positions.append(position)
         actions.append([*moved, 1.0])

@@ -1,0 +1,194 @@
+"""Labels for videos of another look: a hand in place of the robot, without one action or one pair.
+
+What sees the other look learned that from its pictures (`idm.drawing`). Here a linear map from its points to the
+robot's states is found, under which the videos of both looks move alike (`idm.matching`); the robot's demonstrations
+say which actions lie between two states. Both maps are linear, and so is what becomes of them: the head of an ordinary
+model. It holds as far as both kinds of video show the same tasks, done alike from like starts, seen from the same side.
+
+Shapes: T steps, F numbers of all points in all views, S of a state, K frames of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idm.config import IDMConfig
+from idm.data import Demonstration
+from idm.heads import LinearHead, solve_ridge
+from idm.label import IDMLabeler
+from idm.matching import Match, match
+from idm.model import InverseDynamicsModel, Predictor
+from idm.windows import segments, step_frames, window_frames
+from pyramid.config import from_dict
+from pyramid.errors import ConfigError, DataError, SkipItemError
+from pyramid.nn.checkpoint import load_model_files
+from pyramid.nn.transfer import on_device
+from pyramid.shards.frames import ClipFrames, cuts_of
+
+__all__ = ["fit_across", "take_points"]
+
+_STATE_RIDGE, _ACTION_RIDGE = 0.01, 0.03
+"""Penalties of the maps from points to states and from states to actions, of inputs of spread 1."""
+_LEAST_SPREAD = 1e-3
+"""Spread below which an input counts no more."""
+_APART = 2
+"""Frames whose difference says where something moves."""
+_NOISE = 0.05
+"""Change of a pixel, 0 to 1, that is no motion."""
+_ENOUGH = 2.5e-4
+"""Mean motion of a picture, beyond the noise, that says where."""
+_AT_ONCE = 128
+
+Array = NDArray[np.float64]
+Linear = tuple[Array, Array]
+"""Weight [F, D] and constant [D]."""
+
+
+@torch.no_grad()
+def fit_across(
+    model: InverseDynamicsModel,
+    names: Iterable[str],
+    videos: ClipFrames,
+    *,
+    robot: IDMLabeler,
+    demonstrations: tuple[ClipFrames, list[Demonstration]],
+    robot_videos: ClipFrames,
+    seed: int,
+) -> Match:
+    """Sets the linear head of a model that sees another look, so that it tells the robot's actions.
+
+    Args:
+        model: in eval mode; its eyes know the other look.
+        names: embodiments that the other look's clips go by.
+        videos: clips of the other look.
+        robot: a trained model of the robot's look with a linear head and the same windows.
+        demonstrations: the robot's clips with states and actions, of one embodiment.
+        robot_videos: clips of the robot's look, which need no actions.
+        seed: of where the search starts.
+
+    Raises:
+        DataError: no states, or too few clips.
+    """
+    clips, found = demonstrations
+    body, windows = robot.bodies[found[0].embodiment], model.config.windows
+    seeing = [_points(robot.model, clips.frames(d.clip, d.frames)) for d in found]
+    to_state = _states(seeing, found)
+    told = [points @ to_state[0] + to_state[1] for points in seeing]
+    there, where = _seen(robot.model, robot_videos, model)
+    states = [*told, *(points @ to_state[0] + to_state[1] for points in there)]
+    hints = [*(_moving(clips.frames(d.clip, d.frames)) for d in found), *where]
+    seen, own = _seen(model, videos, model)
+    across = match(seen, states, hints=(own, hints), seed=seed)
+    rows, actions = [], []
+    for d, state in zip(found, told, strict=True):
+        wanted = body.normalizer.normalize(d.action)
+        for start, first, last in d.starts:
+            steps, present = window_frames(start, first, last, windows)
+            rows.append(
+                _window(state[steps], np.asarray(present), windows.anchor, model.config.model.vision.difference_gain)
+            )
+            actions.append(wanted[start : start + windows.horizon].ravel())
+    weight, constant = _scaled_ridge(np.stack(rows), np.stack(actions).astype(np.float64), _ACTION_RIDGE)
+    head, count = _linear(model), len(windows.frames)
+    of_states, of_present = weight[: count * len(across.bias)], weight[count * len(across.bias) :]
+    of_states = of_states.reshape(count, len(across.bias), -1)
+    constant = constant + across.bias @ of_states[windows.anchor]
+    joined = np.concatenate([*(across.weight @ one for one in of_states), of_present])
+    for name in names:
+        head.set(name, joined, constant)
+        # Its errors cannot be known; those on the robot are a lower bound.
+        model.confidence(name).load_state_dict(robot.model.confidence(found[0].embodiment).state_dict())
+    return across
+
+
+def take_points(model: InverseDynamicsModel, folder: str) -> str:
+    """Copies what another model of the same pictures has learned to see; returns the digest of that model's weights.
+
+    Raises:
+        ConfigError: a model that sees otherwise.
+        DataError: no complete inverse dynamics model in the folder.
+    """
+    description, weights = load_model_files(folder, "idm")
+    other = from_dict(IDMConfig, description["config"]).model
+    own = model.config.model
+    if (other.vision, other.views, other.image_size_px) != (own.vision, own.views, own.image_size_px):
+        raise ConfigError(f"'{folder}' sees pictures in another way; train both with the same --config")
+    model.eyes.load_state_dict({n.removeprefix("eyes."): w for n, w in weights.items() if n.startswith("eyes.")})
+    return str(description["weights_sha256"])
+
+
+def _linear(model: InverseDynamicsModel) -> LinearHead:
+    if not isinstance(model.head, LinearHead):
+        raise ConfigError("videos of another look need a model with model.head.kind linear")
+    return model.head
+
+
+def _states(points: list[Array], demonstrations: list[Demonstration]) -> Linear:
+    """Returns what tells states of points."""
+    rows, wanted = [], []
+    for own, d in zip(points, demonstrations, strict=True):
+        if d.state is None:
+            continue
+        known = np.isfinite(d.state).all(1)
+        rows.append(own[known])
+        wanted.append(d.state[known].astype(np.float64))
+    if not sum(map(len, rows)):
+        raise DataError("none of the demonstrations has states, which videos of another look are matched by")
+    return _scaled_ridge(np.concatenate(rows), np.concatenate(wanted), _STATE_RIDGE)
+
+
+def _scaled_ridge(x: Array, y: Array, penalty: float) -> Linear:
+    """Does what `solve_ridge` does, for inputs of any scale."""
+    scale = x.std(0) + _LEAST_SPREAD
+    weight, constant = solve_ridge(x / scale, y, penalty)
+    return weight / scale[:, None], constant
+
+
+def _window(states: Array, present: Array, anchor: int, gain: float) -> Array:
+    """Returns what `KeypointEyes.join` makes of points, of states [K, S]: float64 [K S + K]."""
+    rows = gain * (states - states[anchor]) * present[:, None]
+    rows[anchor] = states[anchor]
+    return np.concatenate([rows.ravel(), present])
+
+
+def _seen(eyes: Predictor, clips: ClipFrames, model: InverseDynamicsModel) -> tuple[list[Array], list[Array]]:
+    """Returns the points of every shot of clips that come at the model's rate, and where something moves in it."""
+    points, moving = [], []
+    for frames in _shots(clips, model):
+        points.append(_points(eyes, frames))
+        moving.append(_moving(frames))
+    return points, moving
+
+
+def _shots(clips: ClipFrames, model: InverseDynamicsModel) -> Iterator[Tensor]:
+    windows = model.config.windows
+    for clip in range(len(clips)):
+        sample = clips.sample(clip)
+        try:
+            frames = step_frames(sample.times_s, windows.rate_hz or 0.0, windows.rate_tolerance)
+        except SkipItemError:
+            continue
+        for first, last in segments(frames, cuts_of(sample)):
+            yield clips.frames(clip, frames[first:last])
+
+
+def _points(eyes: Predictor, frames: Tensor) -> Array:
+    """Returns the points of pictures uint8 [T, 3, P, P], float64 [T, F]."""
+    device = next(eyes.parameters()).device
+    found = [eyes.look(on_device(part, device)).flatten(1).double().cpu() for part in torch.split(frames, _AT_ONCE)]
+    return np.asarray(torch.cat(found).numpy())
+
+
+def _moving(frames: Tensor) -> Array:
+    """Returns where something moves in pictures uint8 [T, 3, P, P]: y and x in [-1, 1], float64 [T, 2], or NaN."""
+    at = torch.arange(len(frames))
+    later, former = frames[(at + _APART).clamp(max=len(frames) - 1)], frames[(at - _APART).clamp(min=0)]
+    change = ((later.float() - former.float()).abs().mean(1) / 255 - _NOISE).clamp(min=0).double()
+    line, total = torch.linspace(-1, 1, frames.shape[-1], dtype=torch.float64), change.sum((1, 2))
+    total = torch.where(total > _ENOUGH * change[0].numel(), total, torch.nan)
+    return torch.stack([change.sum(2) @ line / total, change.sum(1) @ line / total], dim=1).numpy()
