@@ -28,6 +28,7 @@ from pyramid.config import from_dict
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.nn.checkpoint import load_model_files
 from pyramid.nn.transfer import on_device
+from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames, cuts_of
 
 __all__ = ["fit_across", "take_points"]
@@ -43,6 +44,8 @@ _NOISE = 0.05
 _ENOUGH = 2.5e-4
 """Mean motion of a picture, beyond the noise, that says where."""
 _AT_ONCE = 128
+_MOST_CLIPS = 512
+"""Clips of a kind that are looked at; a spread is known well enough by then."""
 
 Array = NDArray[np.float64]
 Linear = tuple[Array, Array]
@@ -167,7 +170,7 @@ def _seen(eyes: Predictor, clips: ClipFrames, model: InverseDynamicsModel) -> tu
 
 def _shots(clips: ClipFrames, model: InverseDynamicsModel) -> Iterator[Tensor]:
     windows = model.config.windows
-    for clip in range(len(clips)):
+    for clip in rng(0, "looks").permutation(len(clips))[:_MOST_CLIPS].tolist():
         sample = clips.sample(clip)
         try:
             frames = step_frames(sample.times_s, windows.rate_hz or 0.0, windows.rate_tolerance)

@@ -110,9 +110,9 @@ def match(
     # Each reflection of the best leads to another basin, which random starts may all have missed.
     while True:
         turned = min((solve(_reversed(best, n), _STARTS + n) for n in range(len(mean))), key=_order)
-        if turned.against >= best.against and turned.distance > best.distance * _BETTER:
+        if _order(turned) >= (best.against, best.distance * _BETTER):
             break
-        best = min(best, turned, key=_order)
+        best = turned
     whole = (parts @ best.weight.double().numpy()) * spread
     constant = best.bias.double().numpy() * spread + mean - center @ whole
     return Match(whole, constant, best.distance, best.against)
@@ -133,10 +133,12 @@ def _judge(ours: Sequence[Array], theirs: Sequence[Array], states: Sequence[Arra
     """Returns what counts the numbers of told states that run against what hints make of them."""
     hints, rows = np.concatenate(theirs), np.concatenate(states)
     there = np.isfinite(hints).all(1)
-    map_, _ = solve_ridge(hints[there], rows[there], _DECAY)
-    sure = _correlation(hints[there] @ map_, rows[there]) > _TELLS
     own = np.concatenate(ours)
     known = np.isfinite(own).all(1)
+    if not (there.any() and known.any()):
+        return lambda told: 0
+    map_, _ = solve_ridge(hints[there], rows[there], _DECAY)
+    sure = _correlation(hints[there] @ map_, rows[there]) > _TELLS
     expected = own[known] @ map_
     return lambda told: int((sure & (_correlation(expected, told[known]) < 0)).sum())
 
@@ -183,9 +185,8 @@ class _Search:
         placed, moved = [clip[:-_LAG] for clip in states], [_MOVES * (clip[_LAG:] - clip[:-_LAG]) for clip in states]
         self.motion = torch.cat([_float(placed), _float(moved), _parts(states)], dim=1)
         self.clips, self.runs = (torch.stack([_moments_of(clip) for clip in clips]) for clips in (seen, states))
-        # What the first component weighs is the measure: components have spread 1, but the last may be noise.
-        raw = self.place.shape[1]
-        self.weights = torch.linspace(0, 1, raw).mul(-3).exp()[:, None]
+        # Components all have spread 1, though the last vary a twentieth as much as the first and may be noise.
+        self.weights = torch.linspace(0, -3, self.place.shape[1]).exp()[:, None]
 
     def start(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Returns a random solution: large for the components that vary most."""
@@ -233,7 +234,8 @@ def _sliced(one: Tensor, other: Tensor, generator: torch.Generator, directions: 
     # numpy sorts several times as fast.
     order = torch.from_numpy(np.argsort(ours.detach().numpy(), axis=1))
     apart = ours.gather(1, order) - torch.from_numpy(np.sort(theirs, axis=1))
-    return apart[:, edge : len(one) - edge].square().mean()
+    distance: Tensor = apart[:, edge : len(one) - edge].square().mean()
+    return distance
 
 
 def _float(clips: Sequence[Array]) -> Tensor:

@@ -44,7 +44,7 @@ def test_hints_tell_a_motion_from_its_mirror_image():
     seen = [clip * [-1, 1, 1] @ MIX for clip in truth]
     shaky = rng(3, "hints")
     hints = tuple([clip[:, :2] + shaky.normal(size=(len(clip), 2)) for clip in clips] for clips in (truth, states))
-    hints[0][0][:] = np.nan
+    hints[0][0][:] = np.nan  # nothing moved in this one
     found = match(seen, states, hints=hints, seed=0)
     assert r2([clip @ found.weight + found.bias for clip in seen], truth).min() > 0.7
     assert found.against == 0
@@ -54,6 +54,12 @@ def test_hints_that_no_solution_agrees_with_are_told_of():
     truth, states = errands(40, 1), errands(40, 2)
     hints = [clip[:, :2] * [1, -1] for clip in truth], [clip[:, :2] for clip in states]
     assert match([clip @ MIX for clip in truth], states, hints=hints, seed=0).against > 0
+
+
+def test_hints_that_are_nowhere_say_nothing():
+    clips = errands(10, 1)
+    nothing = [np.full((len(clip), 2), np.nan) for clip in clips]
+    assert match([clip @ MIX for clip in clips], clips, hints=(nothing, nothing)).against == 0
 
 
 def test_a_handful_of_clips_is_refused():
