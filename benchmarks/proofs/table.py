@@ -21,11 +21,14 @@ BASELINE = "behaviour_cloning"
 
 
 def summary(cells: Cells, tasks: Sequence[str], arms: Sequence[str]) -> dict[str, Any]:
-    """Returns the results of each task, and of arms that were tried on all of them, together."""
+    """Returns the results of each task, and of arms that were tried on all of them, together, on the same subsets."""
     found = {task: {arm: pooled(cells, [task], arm) for arm in arms} for task in tasks}
     if len(tasks) > 1:
         everywhere = [arm for arm in arms if all(found[task][arm]["n"] for task in tasks)]
-        found["all"] = {arm: pooled(cells, tasks if arm in everywhere else [], arm) for arm in arms}
+        places = [{(task, subset) for task, one, subset in cells if one == arm} for arm in everywhere]
+        shared = set.intersection(*places) if places else set()
+        alike = {(task, arm, n): solved for (task, arm, n), solved in cells.items() if (task, n) in shared}
+        found["all"] = {arm: pooled(alike, tasks if arm in everywhere else [], arm) for arm in arms}
     return found
 
 
@@ -75,6 +78,8 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return found
 
 
+_COLUMNS = 3
+"""Panels of the plot side by side."""
 HEADER = ["task", "arm", "solved", "95 % (Wilson)", "tries", "to cloning, over subsets (95 %)"]
 
 
@@ -85,8 +90,13 @@ def plot(results: Mapping[str, Mapping[str, Any]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(results), figsize=(5.5 * len(results), 3.2), squeeze=False, sharex=True)
-    for panel, (task, arms) in zip(panels[0], results.items(), strict=True):
+    columns = min(len(results), _COLUMNS)
+    lines = -(-len(results) // columns)
+    figure, grid = pyplot.subplots(lines, columns, figsize=(5.5 * columns, 3.2 * lines), squeeze=False)
+    panels = grid.ravel()
+    for panel in panels[len(results) :]:
+        panel.set_axis_off()
+    for panel, (task, arms) in zip(panels, results.items(), strict=False):
         there = {arm: one for arm, one in arms.items() if one["n"]}
         for place, one in enumerate(reversed(there.values())):
             panel.barh(place, one["success"], color="#4c78a8")

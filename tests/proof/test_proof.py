@@ -59,6 +59,10 @@ def test_tasks_are_told_alone_and_together() -> None:
     assert set(found) == {"push", "reach", "all"}
     assert found["reach"]["full_pyramid"]["gain"] == 0
     assert found["all"]["full_pyramid"]["gain"] == pytest.approx(found["push"]["full_pyramid"]["gain"] / 2)
+    # A subset that one arm was tried on alone weighs no task more than others.
+    more = summary({**CELLS, ("push", "behaviour_cloning", 4): cell(60)}, ["push", "reach"], [*found["push"]])
+    assert more["push"]["behaviour_cloning"]["n"] == 300
+    assert more["all"] == found["all"]
     assert found["all"]["behaviour_cloning"]["n"] == 480
     # An arm that was tried on some tasks only is not told beside those of all.
     cells = {place: solved for place, solved in CELLS.items() if place[:2] != ("reach", "full_pyramid")}
