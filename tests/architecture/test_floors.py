@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -70,10 +71,17 @@ def room_of(module: str) -> str:
     raise AssertionError(f"{module} has no room in the house: give it a floor in {__file__}")
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax; parsing all files takes seconds, and several tests ask."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports_of(path: Path) -> list[tuple[int, str]]:
     """Every import of our packages in a file, wherever it stands, as (line, module)."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -149,7 +157,7 @@ def test_most_files_are_short() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_first_line_says_what_the_file_holds(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())), "a module begins with what it holds"
+    assert ast.get_docstring(tree_of(path)), "a module begins with what it holds"
 
 
 FORBIDDEN_CALLS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system", "pickle.loads", "pickle.load"}
@@ -184,7 +192,7 @@ def _keyword_is_true(call: ast.Call, name: str) -> bool:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_data_never_becomes_code(path: Path) -> None:
-    assert forbidden_in(ast.parse(path.read_text())) == []
+    assert forbidden_in(tree_of(path)) == []
 
 
 @pytest.mark.parametrize(
