@@ -40,8 +40,9 @@ def episode(
     colour = np.array([240.0, 190.0, 170.0] if hand else [255.0, 255.0, 60.0], np.float32)
     radius, arm = _RADIUS - hand, errand and not hand
     position, velocity = generator.uniform(16, 48, 2), generator.normal(size=2) * speed
-    goal, second = generator.uniform((30, 12), (54, 46)), generator.uniform((20, 48), (40, 56))
+    goal = second = position
     if errand:
+        goal, second = generator.uniform((30, 12), (54, 46)), generator.uniform((20, 48), (40, 56))
         position = np.array([12.0, 30.0])
     frames, positions, actions = [], [], []
     grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1)
