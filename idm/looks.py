@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idm.config import IDMConfig
+from idm.config import IDMConfig, WindowConfig
 from idm.data import Demonstration
 from idm.heads import LinearHead, solve_ridge
 from idm.label import IDMLabeler
-from idm.matching import Match, match
+from idm.matching import Match, match, require_clips
 from idm.model import InverseDynamicsModel, Predictor
 from idm.windows import segments, step_frames, window_frames
 from pyramid.config import from_dict
@@ -31,7 +31,7 @@ from pyramid.nn.transfer import on_device
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames, cuts_of
 
-__all__ = ["fit_across", "take_points"]
+__all__ = ["fit_across", "require_matchable", "take_points"]
 
 _STATE_RIDGE, _ACTION_RIDGE = 0.01, 0.03
 """Penalties of the maps from points to states and from states to actions, of inputs of spread 1."""
@@ -43,6 +43,7 @@ _NOISE = 0.05
 """Change of a pixel, 0 to 1, that is no motion."""
 _ENOUGH = 2.5e-4
 """Mean motion of a picture, beyond the noise, that says where."""
+_STATELESS = "none of the demonstrations has states, which videos of another look are matched by"
 _AT_ONCE = 128
 _MOST_CLIPS = 512
 """Clips of a kind that are looked at; a spread is known well enough by then."""
@@ -109,6 +110,24 @@ def fit_across(
     return across
 
 
+def require_matchable(
+    videos: ClipFrames, robot_videos: ClipFrames, demonstrations: list[Demonstration], windows: WindowConfig
+) -> None:
+    """Refuses before a training what `fit_across` would refuse after it.
+
+    Raises:
+        DataError: see `fit_across`.
+    """
+    if all(d.state is None for d in demonstrations):
+        raise DataError(_STATELESS)
+    ours, theirs = ([len(steps) for _, steps in _shots(clips, windows)] for clips in (videos, robot_videos))
+    if not ours:
+        raise DataError(
+            f"none of the videos has frames at the robot's {windows.rate_hz:g} Hz: their rate must be a multiple of it"
+        )
+    require_clips(ours, [*theirs, *(len(d.frames) for d in demonstrations)])
+
+
 def take_points(model: InverseDynamicsModel, folder: str) -> str:
     """Copies what another model of the same pictures has learned to see; returns the digest of that model's weights.
 
@@ -141,7 +160,7 @@ def _states(points: list[Array], demonstrations: list[Demonstration]) -> Linear:
         rows.append(own[known])
         wanted.append(d.state[known].astype(np.float64))
     if not sum(map(len, rows)):
-        raise DataError("none of the demonstrations has states, which videos of another look are matched by")
+        raise DataError(_STATELESS)
     return _scaled_ridge(np.concatenate(rows), np.concatenate(wanted), _STATE_RIDGE)
 
 
@@ -162,14 +181,15 @@ def _window(states: Array, present: Array, anchor: int, gain: float) -> Array:
 def _seen(eyes: Predictor, clips: ClipFrames, model: InverseDynamicsModel) -> tuple[list[Array], list[Array]]:
     """Returns the points of every shot of clips that come at the model's rate, and where something moves in it."""
     points, moving = [], []
-    for frames in _shots(clips, model):
+    for clip, steps in _shots(clips, model.config.windows):
+        frames = clips.frames(clip, steps)
         points.append(_points(eyes, frames))
         moving.append(_moving(frames))
     return points, moving
 
 
-def _shots(clips: ClipFrames, model: InverseDynamicsModel) -> Iterator[Tensor]:
-    windows = model.config.windows
+def _shots(clips: ClipFrames, windows: WindowConfig) -> Iterator[tuple[int, list[int]]]:
+    """Yields every shot of clips that come at the model's rate, as the clip and the frame of each step."""
     for clip in rng(0, "looks").permutation(len(clips))[:_MOST_CLIPS].tolist():
         sample = clips.sample(clip)
         try:
@@ -177,7 +197,7 @@ def _shots(clips: ClipFrames, model: InverseDynamicsModel) -> Iterator[Tensor]:
         except SkipItemError:
             continue
         for first, last in segments(frames, cuts_of(sample)):
-            yield clips.frames(clip, frames[first:last])
+            yield clip, frames[first:last]
 
 
 def _points(eyes: Predictor, frames: Tensor) -> Array:

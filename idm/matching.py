@@ -26,7 +26,7 @@ from idm.heads import solve_ridge
 from pyramid.errors import DataError
 from pyramid.rng import seed_of, torch_generator
 
-__all__ = ["Match", "match"]
+__all__ = ["Match", "match", "require_clips"]
 
 _MOST, _LEAST = 16, 0.04
 """Principal components of what is seen: so many at most, and none that varies less than this share of the first."""
@@ -88,12 +88,8 @@ def match(
             nothing moves in them.
     """
     pairs = [list(zip(*rows, strict=True)) for rows in zip((seen, states), hints or (seen, states), strict=True)]
+    require_clips(*([len(pair[0]) for pair in rows] for rows in pairs))
     long = [[pair for pair in rows if len(pair[0]) > _LAG] for rows in pairs]
-    if min(map(len, long)) < _FEWEST:
-        raise DataError(
-            f"{len(long[0])} clips to match with {len(long[1])} of the robot: both need {_FEWEST} of more than {_LAG} "
-            "steps"
-        )
     (seen, ours), (states, theirs) = ([list(column) for column in zip(*rows, strict=True)] for rows in long)
     mean, spread = _moments(states)
     parts, center = _components(seen)
@@ -116,6 +112,20 @@ def match(
     whole = (parts @ best.weight.double().numpy()) * spread
     constant = best.bias.double().numpy() * spread + mean - center @ whole
     return Match(whole, constant, best.distance, best.against)
+
+
+def require_clips(seen: Sequence[int], states: Sequence[int]) -> None:
+    """Refuses what `match` would, told the steps of each clip: before what is seen is learned, which takes longer.
+
+    Raises:
+        DataError: see `match`.
+    """
+    ours, theirs = (sum(steps > _LAG for steps in clips) for clips in (seen, states))
+    if min(ours, theirs) < _FEWEST:
+        raise DataError(
+            f"{ours} clips to match with {theirs} of the robot: both need {_FEWEST} of more than {_LAG} steps at the "
+            "robot's rate"
+        )
 
 
 class _Solution(NamedTuple):

@@ -30,7 +30,7 @@ from idm.data import (
 from idm.drawing import PictureSampler, PointsModule, fit_linear
 from idm.heads import FlowHead, Regressor
 from idm.label import load
-from idm.looks import fit_across, take_points
+from idm.looks import fit_across, require_matchable, take_points
 from idm.model import InverseDynamicsModel, augmented
 from idm.predict import ClipInput
 from idm.vision import SiglipEyes, split_views
@@ -304,6 +304,7 @@ def _train_across(
         raise ConfigError(f"'{robot}' has other windows or no linear head; train it with the same --config")
     others = run.clips(videos)
     more = run.clips(robot_videos) if robot_videos else ClipFrames([], size_px=others.size_px, cache_mb=0)
+    require_matchable(others, more, demonstrations[1], run.config.windows)
     (body,) = bodies
     names = sorted({str(row["embodiment"]) for row in others.rows})
     # What a label of theirs is off by is not measured.

@@ -122,7 +122,12 @@ def test_what_does_not_go_together_is_refused(corpus, models, tmp_path):
         train_idm(shards["demos"], out=out, config="idm/tiny", robot=robot, videos=shards["hands"])
     few = sprites.write_shards(Path(out, "few"), silent(errand(n, hand=True, embodiment="human") for n in range(3)))
     with pytest.raises(DataError, match="3 clips to match"):
-        across(models, {**shards, "hands": few}, out=str(tmp_path / "x"))
+        across(models, {**shards, "hands": few}, out=str(tmp_path / "x"), points="")
+    slow = sprites.write_shards(Path(out, "slow"), silent(errand(n, hand=True, rate_hz=33.0) for n in range(9)))
+    with pytest.raises(DataError, match="a multiple of it"):
+        across(models, {**shards, "hands": slow}, out=str(tmp_path / "x"), points="")
+    # Before anything is trained.
+    assert not (tmp_path / "x").exists()
     stateless = [replace(errand(number), state=None) for number in range(3)]
     demos = sprites.write_shards(Path(out, "stateless"), stateless)
     with pytest.raises(DataError, match="states"):
