@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proofs.arms import ARMS, HAND_ALONE, LABELS, OF_DEMONSTRATIONS, OF_HANDS
+from proofs.arms import ARMS, HAND_ALONE, LABELS, OF_DEMONSTRATIONS, OF_HANDS, OF_OTHERS, OF_ROBOT
 from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
 from proofs.corpus import PARTS, corpus_of, pack_corpus
@@ -59,14 +59,16 @@ def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) ->
         labels, tasks = (_done(pieces, folder) for pieces in (labels, tasks))
     else:
         make_data(out, config, workers=workers)
-    run_job([t.unit() for t in labels], run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
+    for stage in (False, True):
+        units = [one.unit() for one in labels if (one.piece in OF_OTHERS) == stage]
+        run_job(units, run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
     job = run_job([t.unit() for t in tasks], run_cell, folder=folder, label="proof", unit_name="cells", workers=workers)
     cells = {(t.task, t.piece, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}
     found = summary(cells, config.tasks, config.arms)
     quality = {
         task: _quality(out, config, task, [(one.piece, one.subset) for one in labels if one.task == task])
         for task in config.tasks
-        if any(one.task == task for one in labels)
+        if any(one.task == task and one.piece in OF_ROBOT for one in labels)
     }
     return {
         "arms": found["all" if len(config.tasks) > 1 else config.tasks[0]],
@@ -99,7 +101,7 @@ def wanted(out: str, config: ProofConfig) -> tuple[list[Task], list[Task]]:
     places = []
     for task in config.tasks:
         arms = config.arms_of(task)
-        alone = [arm for arm in arms if arm in HAND_ALONE] if HAND_ALONE[1] in arms else []
+        alone = [arm for arm in arms if arm in HAND_ALONE] if {*HAND_ALONE[1:]} & {*arms} else []
         places += [(task, arm, subset) for arm in arms for subset in range(config.subsets)]
         places += [(task, arm, subset) for arm in alone for subset in range(config.subsets, config.hand_subsets)]
     # A label model of videos alone is the same for all subsets.
@@ -126,7 +128,7 @@ def _quality(out: str, config: ProofConfig, task: str, made: Sequence[tuple[str,
     corpus = corpus_of(files.join(out, task), config)
     truth = true_actions(corpus)
     own = OF_DEMONSTRATIONS
-    runs = {f"{kind}-{subset}" if kind in own else kind: kind for kind, subset in made if kind != "lam-hand"}
+    runs = {f"{kind}-{subset}" if kind in own else kind: kind for kind, subset in made if kind in OF_ROBOT}
     return {
         name: pseudo_quality(run, truth) if kind in own else probe_quality(run, truth, CONTROL_HZ)
         for name, kind in sorted(runs.items())

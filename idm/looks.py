@@ -11,6 +11,7 @@ Shapes: T steps, F numbers of all points in all views, S of a state, K frames of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from pyramid.nn.transfer import on_device
 from pyramid.rng import rng
 from pyramid.shards.frames import ClipFrames, cuts_of
 
-__all__ = ["fit_across", "require_matchable", "take_points"]
+__all__ = ["Joined", "fit_across", "join_looks", "look_at", "require_matchable", "shots", "shots_of", "take_points"]
 
 _STATE_RIDGE, _ACTION_RIDGE = 0.01, 0.03
 """Penalties of the maps from points to states and from states to actions, of inputs of spread 1."""
@@ -53,6 +54,60 @@ Linear = tuple[Array, Array]
 """Weight [F, D] and constant [D]."""
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What tells the robot's states of both looks."""
+
+    across: Match
+    """Of points of the other look."""
+    to_state: Linear
+    """Of points of the robot's look."""
+    told: list[Array]
+    """States told of the demonstrations, float64 [T, S] each."""
+
+    def of_robot(self, points: Array) -> Array:
+        """Returns the states that points of the robot's look, float64 [T, F], tell."""
+        return np.asarray(points @ self.to_state[0] + self.to_state[1])
+
+    def of_other(self, points: Array) -> Array:
+        """Returns the states that points of the other look, float64 [T, F], tell."""
+        return np.asarray(points @ self.across.weight + self.across.bias)
+
+
+@torch.no_grad()
+def join_looks(
+    eyes: Predictor,
+    videos: ClipFrames,
+    *,
+    robot: IDMLabeler,
+    demonstrations: tuple[ClipFrames, list[Demonstration]],
+    robot_videos: ClipFrames,
+    seed: int,
+) -> Joined:
+    """Finds what tells the robot's states of pictures of either look.
+
+    Args:
+        eyes: a model that knows the other look, in eval mode.
+        videos: clips of the other look.
+        robot: a trained model of the robot's look.
+        demonstrations: the robot's clips with states.
+        robot_videos: clips of the robot's look, which need no actions.
+        seed: of where the search starts.
+
+    Raises:
+        DataError: no states, or too few clips.
+    """
+    (clips, found), windows = demonstrations, robot.config.windows
+    seeing = [look_at(robot.model, clips.frames(d.clip, d.frames)) for d in found]
+    to_state = _states(seeing, found)
+    told = [points @ to_state[0] + to_state[1] for points in seeing]
+    there, where = _seen(robot.model, robot_videos, windows)
+    states = [*told, *(points @ to_state[0] + to_state[1] for points in there)]
+    hints = [*(_moving(clips.frames(d.clip, d.frames)) for d in found), *where]
+    seen, own = _seen(eyes, videos, windows)
+    return Joined(match(seen, states, hints=(own, hints), seed=seed), to_state, told)
+
+
 @torch.no_grad()
 def fit_across(
     model: InverseDynamicsModel,
@@ -69,27 +124,20 @@ def fit_across(
     Args:
         model: in eval mode; its eyes know the other look.
         names: embodiments that the other look's clips go by.
-        videos: clips of the other look.
+        videos: see `join_looks`, as of those below.
         robot: a trained model of the robot's look with a linear head and the same windows.
         demonstrations: the robot's clips with states and actions, of one embodiment.
-        robot_videos: clips of the robot's look, which need no actions.
+        robot_videos: clips of the robot's look.
         seed: of where the search starts.
 
     Raises:
         DataError: no states, or too few clips.
     """
-    clips, found = demonstrations
+    joined = join_looks(model, videos, robot=robot, demonstrations=demonstrations, robot_videos=robot_videos, seed=seed)
+    found, across = demonstrations[1], joined.across
     body, windows = robot.bodies[found[0].embodiment], model.config.windows
-    seeing = [_points(robot.model, clips.frames(d.clip, d.frames)) for d in found]
-    to_state = _states(seeing, found)
-    told = [points @ to_state[0] + to_state[1] for points in seeing]
-    there, where = _seen(robot.model, robot_videos, model)
-    states = [*told, *(points @ to_state[0] + to_state[1] for points in there)]
-    hints = [*(_moving(clips.frames(d.clip, d.frames)) for d in found), *where]
-    seen, own = _seen(model, videos, model)
-    across = match(seen, states, hints=(own, hints), seed=seed)
     rows, actions = [], []
-    for d, state in zip(found, told, strict=True):
+    for d, state in zip(found, joined.told, strict=True):
         wanted = body.normalizer.normalize(d.action)
         for start, first, last in d.starts:
             steps, present = window_frames(start, first, last, windows)
@@ -102,9 +150,9 @@ def fit_across(
     of_states, of_present = weight[: count * len(across.bias)], weight[count * len(across.bias) :]
     of_states = of_states.reshape(count, len(across.bias), -1)
     constant = constant + across.bias @ of_states[windows.anchor]
-    joined = np.concatenate([*(across.weight @ one for one in of_states), of_present])
+    weight = np.concatenate([*(across.weight @ one for one in of_states), of_present])
     for name in names:
-        head.set(name, joined, constant)
+        head.set(name, weight, constant)
         # Its errors cannot be known; those on the robot are a lower bound.
         model.confidence(name).load_state_dict(robot.model.confidence(found[0].embodiment).state_dict())
     return across
@@ -120,12 +168,43 @@ def require_matchable(
     """
     if all(d.state is None for d in demonstrations):
         raise DataError(_STATELESS)
-    ours, theirs = ([len(steps) for _, steps in _shots(clips, windows)] for clips in (videos, robot_videos))
+    ours, theirs = ([len(steps) for _, steps in shots(clips, windows)] for clips in (videos, robot_videos))
     if not ours:
         raise DataError(
             f"none of the videos has frames at the robot's {windows.rate_hz:g} Hz: their rate must be a multiple of it"
         )
     require_clips(ours, [*theirs, *(len(d.frames) for d in demonstrations)])
+
+
+def shots(clips: ClipFrames, windows: WindowConfig, most: int = _MOST_CLIPS) -> Iterator[tuple[int, list[int]]]:
+    """Yields every shot of clips that come at the model's rate, as the clip and the frame of each step.
+
+    Args:
+        clips: of any rates.
+        windows: the model's.
+        most: clips that are looked at, in an order of their own.
+    """
+    for clip in rng(0, "looks").permutation(len(clips))[:most].tolist():
+        yield from shots_of(clips, clip, windows)
+
+
+def shots_of(clips: ClipFrames, clip: int, windows: WindowConfig) -> Iterator[tuple[int, list[int]]]:
+    """Yields the shots of one clip, as `shots` does."""
+    sample = clips.sample(clip)
+    try:
+        frames = step_frames(sample.times_s, windows.rate_hz or 0.0, windows.rate_tolerance)
+    except SkipItemError:
+        return
+    for first, last in segments(frames, cuts_of(sample)):
+        yield clip, frames[first:last]
+
+
+@torch.no_grad()
+def look_at(eyes: Predictor, frames: Tensor) -> Array:
+    """Returns the points of pictures uint8 [T, 3, P, P], float64 [T, F]."""
+    device = next(eyes.parameters()).device
+    found = [eyes.look(on_device(part, device)).flatten(1).double().cpu() for part in torch.split(frames, _AT_ONCE)]
+    return np.asarray(torch.cat(found).numpy())
 
 
 def take_points(model: InverseDynamicsModel, folder: str) -> str:
@@ -178,33 +257,14 @@ def _window(states: Array, present: Array, anchor: int, gain: float) -> Array:
     return np.concatenate([rows.ravel(), present])
 
 
-def _seen(eyes: Predictor, clips: ClipFrames, model: InverseDynamicsModel) -> tuple[list[Array], list[Array]]:
+def _seen(eyes: Predictor, clips: ClipFrames, windows: WindowConfig) -> tuple[list[Array], list[Array]]:
     """Returns the points of every shot of clips that come at the model's rate, and where something moves in it."""
     points, moving = [], []
-    for clip, steps in _shots(clips, model.config.windows):
+    for clip, steps in shots(clips, windows):
         frames = clips.frames(clip, steps)
-        points.append(_points(eyes, frames))
+        points.append(look_at(eyes, frames))
         moving.append(_moving(frames))
     return points, moving
-
-
-def _shots(clips: ClipFrames, windows: WindowConfig) -> Iterator[tuple[int, list[int]]]:
-    """Yields every shot of clips that come at the model's rate, as the clip and the frame of each step."""
-    for clip in rng(0, "looks").permutation(len(clips))[:_MOST_CLIPS].tolist():
-        sample = clips.sample(clip)
-        try:
-            frames = step_frames(sample.times_s, windows.rate_hz or 0.0, windows.rate_tolerance)
-        except SkipItemError:
-            continue
-        for first, last in segments(frames, cuts_of(sample)):
-            yield clip, frames[first:last]
-
-
-def _points(eyes: Predictor, frames: Tensor) -> Array:
-    """Returns the points of pictures uint8 [T, 3, P, P], float64 [T, F]."""
-    device = next(eyes.parameters()).device
-    found = [eyes.look(on_device(part, device)).flatten(1).double().cpu() for part in torch.split(frames, _AT_ONCE)]
-    return np.asarray(torch.cat(found).numpy())
 
 
 def _moving(frames: Tensor) -> Array:

@@ -40,6 +40,7 @@ VERBS = (
         "label every clip of a shard folder",
         "pyramid.labels.config:LabelConfig",
     ),
+    Verb("redraw", "idm.redraw:redraw", "draw the robot over the hands of videos", "idm.redraw:RedrawConfig"),
     Verb("mix show", "pyramid.mixture.verbs:mix_show", "what a mixture holds, as a table and a drawing"),
     Verb("mix what-if", "pyramid.mixture.verbs:mix_what_if", "try other weights: repeats and exhaustion"),
     Verb("mix simulate", "pyramid.mixture.verbs:mix_simulate", "count what a mixture draws, without reading data"),

@@ -13,9 +13,10 @@ from proofs.config import ProofConfig
 from proofs.corpus import BODY, Corpus
 
 from idm.config import IDMConfig
+from idm.redraw import redraw
 from idm.train import train_idm
 from lam.train import train_lam
-from pyramid import files, label
+from pyramid import files, label, pack, scan
 from pyramid.config import resolve
 
 Sources = dict[str, dict[str, Any]]
@@ -47,13 +48,47 @@ def _run(shards: str, labeler: str, model: str, name: str) -> str:
     return out
 
 
-def _idm(cell: Cell) -> str:
-    model = files.join(cell.out, "models", f"idm-{cell.subset}")
-    config = resolve(IDMConfig, cell.config.idm, **cell.config.label_options())
+def _idm_config(cell: Cell) -> IDMConfig:
+    return resolve(IDMConfig, cell.config.idm, **cell.config.label_options())
+
+
+def _idm_model(cell: Cell) -> str:
+    model, config = files.join(cell.out, "models", f"idm-{cell.subset}"), _idm_config(cell)
     # One that learns from pictures sees the videos, too.
     videos = cell.corpus.videos if config.model.head.kind == "linear" else ()
     train_idm(cell.demos, out=model, config=config, videos=videos)
-    return _run(cell.corpus.videos, "idm", model, f"idm-{cell.subset}")
+    return model
+
+
+def _idm(cell: Cell) -> str:
+    return _run(cell.corpus.videos, "idm", _idm_model(cell), f"idm-{cell.subset}")
+
+
+def _points(cell: Cell) -> str:
+    model = files.join(cell.out, "models", "points-hand")
+    train_idm(out=model, config=_idm_config(cell), videos=cell.corpus.hand)
+    return model
+
+
+def _redrawn(cell: Cell) -> Sources:
+    """Draws the robot over the hands, and labels them with a model that has seen what was drawn."""
+    name, corpus = f"redrawn-{cell.subset}", cell.corpus
+    places = {kind: files.join(cell.out, kind, name) for kind in ("videos-drawn", "clips", "shards", "models")}
+    redraw(
+        corpus.hand,
+        demos=cell.demos,
+        robot=_idm_model(cell),
+        points=_points(cell),
+        robot_videos=corpus.videos,
+        out=places["videos-drawn"],
+        seed=cell.config.seed,
+    )
+    manifest, shards = f"{places['clips']}.parquet", places["shards"]
+    scan("folder", places["videos-drawn"], out=manifest, val_share=0.0, embodiment=BODY)
+    pack(manifest, out=shards, size_px=cell.config.size_px)
+    train_idm(cell.demos, out=places["models"], config=_idm_config(cell), videos=[corpus.videos, shards])
+    labels = _run(shards, "idm", places["models"], "idm")
+    return {"redrawn": {"shards": shards, "use": "pseudo", "labels": labels, "embodiment": BODY}}
 
 
 def _lam(cell: Cell, shards: str, look: str) -> str:
@@ -133,6 +168,7 @@ ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
     "lam_decoded": _pseudo(_lam_few),
     "latent_robot_look": _latent("robot"),
     "latent_hand_look": _latent("hand"),
+    "redrawn_hand_look": _redrawn,
     "flare": _videos,
     "full_pyramid": _full,
     "true_actions": _true,
@@ -143,22 +179,28 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "lam_decoded": ("lam-few",),
     "latent_robot_look": ("lam-robot",),
     "latent_hand_look": ("lam-hand",),
+    "redrawn_hand_look": ("idm", "points-hand", "redrawn"),
     "full_pyramid": ("idm", "lam-hand"),
 }
 """The label models of arms: ``lam-LOOK`` of all subsets, the others of each."""
-OF_DEMONSTRATIONS = ("idm", "lam-few")
+OF_DEMONSTRATIONS = ("idm", "lam-few", "redrawn")
 """Label models that learn from demonstrations: one for each subset. They tell actions."""
+OF_OTHERS = ("redrawn",)
+"""Label models that are made of others, which have to be there."""
+OF_ROBOT = ("idm", "lam-few", "lam-robot")
+"""Label models of the robot's videos, whose true actions are known."""
 WITH_STATE = "behaviour_cloning_state"
 """Cloning that is told the robot's state. All others see pictures alone: on videos nobody knows it."""
-HAND_ALONE = ("behaviour_cloning", "latent_hand_look")
-"""Arms that are tried on all of ``hand_subsets`` where the second is."""
-OF_HANDS = ("latent_hand_look", "flare", "full_pyramid")
+HAND_ALONE = ("behaviour_cloning", "latent_hand_look", "redrawn_hand_look")
+"""Arms that are tried on all of ``hand_subsets`` where one after the first is."""
+OF_HANDS = ("latent_hand_look", "redrawn_hand_look", "flare", "full_pyramid")
 """Arms that learn from hand videos."""
 
 
 def models_of(piece: str) -> list[str]:
     """Returns the models that an arm, a label model or a part of the data is made with, as `ProofConfig` names them."""
-    labels = {kind.partition("-")[0] for kind in LABELS.get(piece, (piece,))} & {"idm", "lam"}
+    kinds = {kind.partition("-")[0] for kind in LABELS.get(piece, (piece,))}
+    labels = {"idm" if kind in ("points", "redrawn") else kind for kind in kinds} & {"idm", "lam"}
     return sorted(labels | ({"policy"} if piece in ARMS else set()))
 
 
@@ -168,6 +210,10 @@ def make_labels(kind: str, cell: Cell) -> None:
         _idm(cell)
     elif kind == "lam-few":
         _lam_few(cell)
+    elif kind == "points-hand":
+        _points(cell)
+    elif kind == "redrawn":
+        _redrawn(cell)
     else:
         look = kind.removeprefix("lam-")
         _lam(cell, {"robot": cell.corpus.videos, "hand": cell.corpus.hand}[look], look)

@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "lam"))
 
 import sprites
+from errands import corpus, models  # noqa: F401  # fixtures
 
 from idm.train import train_idm
 
