@@ -129,6 +129,8 @@ def redraw(
         )
     folder = str(out)
     _claim(folder, work, cfg)
+    if not resume or next(iter(pending(units, folder=folder)), None) is not None:
+        work.prepare()
     report = run_job(
         units,
         partial(_draw, work, folder),
@@ -220,6 +222,10 @@ class _Work:
             )
             for number, row in enumerate(self.hands.rows)
         ]
+
+    def prepare(self) -> None:
+        """Makes what draws, which takes longer than a clip."""
+        assert self.redrawer.empty.numel()  # noqa: S101
 
     @cached_property
     def joined(self) -> Joined:
