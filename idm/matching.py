@@ -28,8 +28,9 @@ from pyramid.rng import seed_of, torch_generator
 
 __all__ = ["Match", "match", "require_clips"]
 
-_MOST, _LEAST = 16, 0.04
-"""Principal components of what is seen: so many at most, and none that varies less than this share of the first."""
+_MOST, _LEAST, _LEAST_AFTER = 16, 0.04, 0.01
+"""Principal components of what is seen: so many at most, and none that varies less than this share of the first; with
+more of them solutions are not found, but the one that was found becomes better."""
 _UPDATES, _LR = 300, 0.05
 """Of each solution."""
 _STARTS = 3
@@ -42,6 +43,9 @@ _LAG = 6
 """Steps over which motion is compared."""
 _MOVES, _PART = 3.0, 3.0
 """What motion, and a step's part of its clip (0 to 1), weigh beside where things are (spread 1)."""
+_FIRST, _ALIKE = 3, 2.0
+"""First steps of clips, and what their spread weighs in the end. What is seen of objects goes well with where a hand
+will be; only where hands begin, wherever the object lies, does it show that this is not where they are."""
 _MOMENTS, _AT_ONCE = 16, 4
 """Moments of a clip that are looked at, and of how many the run is compared at a time."""
 _STEPS, _CLIPS, _DIRECTIONS = 512, 64, 24
@@ -92,7 +96,7 @@ def match(
     long = [[pair for pair in rows if len(pair[0]) > _LAG] for rows in pairs]
     (seen, ours), (states, theirs) = ([list(column) for column in zip(*rows, strict=True)] for rows in long)
     mean, spread = _moments(states)
-    parts, center = _components(seen)
+    parts, center = _components(seen, _LEAST)
     judge = _judge(ours, theirs, states) if hints is not None else lambda told: 0
     told_of = [(clip - center) @ parts for clip in seen]
     search = _Search(told_of, [(clip - mean) / spread for clip in states])
@@ -109,6 +113,12 @@ def match(
         if _order(turned) >= (best.against, best.distance * _BETTER):
             break
         best = turned
+    # The first components are the same, however many there are.
+    parts, center = _components(seen, _LEAST_AFTER)
+    search = _Search([(clip - center) @ parts for clip in seen], [(clip - mean) / spread for clip in states], _ALIKE)
+    more = torch.zeros(parts.shape[1] - len(best.weight), best.weight.shape[1])
+    distance, weight, bias = search.solve(torch.cat([best.weight, more]), best.bias, seed_of(seed, "match", "after"))
+    best = best._replace(distance=distance, weight=weight, bias=bias)
     whole = (parts @ best.weight.double().numpy()) * spread
     constant = best.bias.double().numpy() * spread + mean - center @ whole
     return Match(whole, constant, best.distance, best.against)
@@ -165,14 +175,17 @@ def _moments(clips: Sequence[Array]) -> tuple[Array, Array]:
     return rows.mean(0), np.maximum(rows.std(0), 1e-6)
 
 
-def _components(seen: Sequence[Array]) -> tuple[Array, Array]:
-    """Returns what makes principal components of spread 1, float64 [F, C], and the mean, float64 [F]."""
+def _components(seen: Sequence[Array], least: float) -> tuple[Array, Array]:
+    """Returns what makes principal components of spread 1, float64 [F, C], and the mean, float64 [F].
+
+    Those are left out that vary less than ``least`` times the first.
+    """
     rows = np.concatenate(seen)
     center = rows.mean(0)
     _, sizes, axes = np.linalg.svd(rows - center, full_matrices=False)
     if not sizes[0] > 0:
         raise DataError("nothing moves in the clips that are to be matched")
-    count = int(min((sizes >= _LEAST * sizes[0]).sum(), _MOST))
+    count = int(min((sizes >= least * sizes[0]).sum(), _MOST))
     return axes[:count].T / (sizes[:count] / np.sqrt(len(rows))), center
 
 
@@ -184,9 +197,17 @@ def _reversed(found: _Solution, output: int) -> tuple[Tensor, Tensor]:
 
 
 class _Search:
-    """Solutions for the same clips; a solution is its distance, weight [C, S] and bias [S]."""
+    """Solutions for the same clips; a solution is its distance, weight [C, S] and bias [S].
 
-    def __init__(self, seen: Sequence[Array], states: Sequence[Array]) -> None:
+    Args:
+        seen: of each clip of one kind, [T, C].
+        states: of each clip of the other, [T, S], of spread 1.
+        alike: what the spread of first steps weighs.
+    """
+
+    def __init__(self, seen: Sequence[Array], states: Sequence[Array], alike: float = 0.0) -> None:
+        self.alike = alike
+        self.first, self.begun = (_float([clip[:_FIRST] for clip in clips]) for clips in (seen, states))
         self.place, self.way, self.part = (
             _float([clip[:-_LAG] for clip in seen]),
             _float([_MOVES * (clip[_LAG:] - clip[:-_LAG]) for clip in seen]),
@@ -233,7 +254,12 @@ class _Search:
         ours, theirs = drawn(_CLIPS, self.clips), drawn(_CLIPS, self.runs)
         at = torch.randint(_MOMENTS, (_AT_ONCE,), generator=generator).sort().values
         runs = self.clips[ours][:, at] @ weight + bias
-        return motion + _sliced(runs.flatten(1), self.runs[theirs][:, at].flatten(1), generator, times * _DIRECTIONS)
+        found = motion + _sliced(runs.flatten(1), self.runs[theirs][:, at].flatten(1), generator, times * _DIRECTIONS)
+        if not self.alike:
+            return found
+        first = self.first[drawn(_STEPS // 2, self.first)] @ weight + bias
+        begun = self.begun[drawn(_STEPS // 2, self.begun)]
+        return found + self.alike * _sliced(first, begun, generator, times * _DIRECTIONS)
 
 
 def _sliced(one: Tensor, other: Tensor, generator: torch.Generator, directions: int) -> Tensor:

@@ -8,8 +8,9 @@ have to be seen by the same camera, which stands still, in about the same scene;
 - Where nothing is: the median of the hand's pictures, in the colours of the robot's.
 - Hand: what differs from that in colours that the robot's look does not have.
 - Objects: what else differs; they stay, where the robot does not hide them.
-- Robot: what differs from that in the frame, if it does in many frames of like states, and hangs together with what
-  differs in all of them. An object that is elsewhere at the same state is none.
+- Robot: of all that differs from that in the frame, what hangs together with what most frames of like states show
+  there, too, in a colour that the hand's look does not have; and of this, what has such a colour itself or differs in
+  most of these frames. So an object is none that the robot does not touch, or that is elsewhere at the same state.
 
 Shapes: N and T pictures, S side, D numbers of a state, K neighbours, B bins of a colour.
 """
@@ -45,6 +46,8 @@ _LEAST_STILL = 0.05
 """Share of pixels that have to be still in both looks."""
 _SAMPLE = 1024
 """Pictures of a look that its median and its colours are taken from."""
+_SUREST = 0.95
+"""Share of the surest pixel's support with which others are as sure."""
 _AT_ONCE = 128
 
 
@@ -52,10 +55,10 @@ _AT_ONCE = 128
 class RedrawConfig:
     """How the robot is drawn over a hand."""
 
-    neighbours: int = 7
+    neighbours: int = 25
     """Clips whose frames of the nearest state say what is robot; 1 to 64."""
-    support: float = 0.4
-    """Share of them in which a pixel has to differ from the empty scene to be robot, 0 to 1."""
+    support: float = 0.6
+    """Share of them in which a pixel has to differ from the scene to be robot, unless its colour says so; 0 to 1."""
     threshold: int = 20
     """Difference of a pixel's colour, of 255, from which on something is there; 1 to 255."""
     ratio: float = 3.0
@@ -121,6 +124,7 @@ class Redrawer:
         ours = self._recoloured(ours)
         colours = [_histogram(pictures, self._differs(pictures)) for pictures in (ours, theirs)]
         self._of_hands = colours[0] > config.ratio * (colours[1] + _FEW)
+        self._of_robot = colours[1] > config.ratio * (colours[0] + _FEW)
 
     def redraw(self, pictures: Tensor, states: NDArray[np.floating]) -> Tensor:
         """Returns pictures of hands, uint8 [T, 3, S, S], with the robot at ``states``, float [T, D]: the same shape."""
@@ -132,11 +136,16 @@ class Redrawer:
         nearest = self._nearest(states)
         there = self._there[nearest]  # [T, K, S, S]
         share = there.float().mean(1)
-        robot = _hanging_together(there[:, 0] & (share >= self.config.support), seeds=share > 1 - 1e-6)
-        own = self._recoloured(pictures)
-        objects = _blocks(self._differs(own) & ~self._of_hands[_bins(own)])
-        drawn = torch.where(objects[:, None], own.round().clamp(0, 255).byte(), self._behind)
-        return torch.where(robot[:, None], self.frames[nearest[:, 0]], drawn)
+        cut = self.frames[nearest[:, 0]]
+        own = self._of_robot[_bins(cut)]
+        known = torch.where(there[:, 0] & own, share, 0.0)
+        surest = known.amax((1, 2), keepdim=True)
+        whole = _hanging_together(there[:, 0], seeds=(known > 0) & (known >= _SUREST * surest))
+        robot = whole & (own | (share >= self.config.support))
+        seen = self._recoloured(pictures)
+        objects = _blocks(self._differs(seen) & ~self._of_hands[_bins(seen)])
+        drawn = torch.where(objects[:, None], seen.round().clamp(0, 255).byte(), self._behind)
+        return torch.where(robot[:, None], cut, drawn)
 
     def _nearest(self, states: Tensor) -> Tensor:
         """Returns the frames of the nearest states, int [T, K], the nearest first, each of another clip."""
