@@ -20,7 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps what a file, or the whole way with its demo, makes once in one process when there are several."""
     for item in items:
         end_to_end = item.path.parent.name == "e2e"
-        item.add_marker(pytest.mark.xdist_group("e2e" if end_to_end else item.path.stem))
+        if item.get_closest_marker("xdist_group") is None:  # Else a file says with which others it goes.
+            item.add_marker(pytest.mark.xdist_group("e2e" if end_to_end else item.path.stem))
 
 
 @pytest.fixture(scope="session")

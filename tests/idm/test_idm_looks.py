@@ -21,6 +21,8 @@ from pyramid.errors import ConfigError, DataError
 from pyramid.nn.checkpoint import CONFIG_FILE
 from pyramid.shards.reader import ShardSet
 
+pytestmark = pytest.mark.xdist_group("looks")  # What `errands` makes is made once.
+
 
 def across(models, shards, **options):
     robot = {"robot": str(models / "robot"), "robot_videos": shards["robot"], "points": str(models / "points")}

@@ -68,3 +68,17 @@ def test_a_handful_of_clips_is_refused():
         match([clip @ MIX for clip in [*clips[:7], clips[8][:5]]], clips)
     with pytest.raises(DataError, match="nothing moves"):
         match([np.ones((40, 4))] * 10, clips)
+
+
+def test_where_an_object_lies_is_not_taken_for_where_the_hand_is():
+    truth = errands(60, 1)
+    goals = [np.repeat(clip[-12:-11, :2], len(clip), axis=0) for clip in truth]
+    mix = rng(5, "mix").normal(size=(5, 10))
+    seen = [np.concatenate([clip, 1.5 * goal], axis=1) @ mix for clip, goal in zip(truth, goals, strict=True)]
+    states = errands(60, 2)
+    found = match(seen, states, seed=0)
+    told = [clip @ found.weight + found.bias for clip in seen]
+    assert r2(told, truth).min() > 0.8
+    # All hands begin at one place, wherever their objects lie.
+    began = np.array([clip[0] for clip in told])
+    assert (began.std(0) < 0.1 * np.concatenate(states).std(0)).all()

@@ -19,6 +19,8 @@ from pyramid import label, pack, scan
 from pyramid.errors import ConfigError, DataError
 from pyramid.shards.reader import ShardSet
 
+pytestmark = pytest.mark.xdist_group("looks")  # What `errands` makes is made once.
+
 SIDE, TABLE = 48, np.array([120.0, 90.0, 70.0])
 LIGHT, TINT = 0.8, 12.0
 

@@ -85,6 +85,14 @@ def test_other_tasks_may_have_fewer_arms() -> None:
     ]
     assert {one.unit().name for one in cells} == {"-".join(map(str, place)) for place in found}
     assert [one.task for one in wanted("out", ProofConfig(tasks=tasks, arms=arms))[0]] == list(tasks)
+    # What is drawn over hands is made for each subset of what other label models have to be there for.
+    drawn = ProofConfig(tasks=tasks[:1], arms=(arms[0], "redrawn_hand_look"), subsets=1, hand_subsets=2)
+    labels, cells = wanted("out", drawn)
+    assert [(one.piece, one.subset) for one in labels] == [
+        ("points-hand", 0),
+        *((kind, subset) for kind in ("idm", "redrawn") for subset in range(2)),
+    ]
+    assert len(cells) == 4
 
 
 @pytest.mark.parametrize("name", ["proof/cpu", "proof/guard"])
@@ -121,7 +129,7 @@ def test_labels_are_measured_against_the_truth(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_all_arms_run_and_what_is_done_is_found_and_told(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
-    toy = {"n_demos": 2, "subsets": 1, "hand_subsets": 2, "n_videos": 6, "n_hand": 6, "n_starts": 2, "updates": 12}
+    toy = {"n_demos": 2, "subsets": 1, "hand_subsets": 2, "n_videos": 7, "n_hand": 8, "n_starts": 2, "updates": 12}
     config = {**toy, "arms": list(ARMS), "label_updates": 10, "max_steps": 24, "seed": 11}
     (tmp_path / "toy.yaml").write_text(dump_yaml(config))
     options = ["--config", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "out")]
@@ -132,7 +140,7 @@ def test_all_arms_run_and_what_is_done_is_found_and_told(tmp_path: Path) -> None
     assert {arm: found["n"] for arm, found in first["arms"].items()} == {
         arm: 4 if arm in HAND_ALONE else 2 for arm in ARMS
     }
-    assert set(first["labels"]["push-v3"]) == {"idm-0", "lam-few-0", "lam-robot"}
+    assert set(first["labels"]["push-v3"]) == {"idm-0", "idm-1", "lam-few-0", "lam-robot"}
     assert first["arms"] == again["arms"] == told["arms"]
     assert again["seconds"] < first["seconds"]
 
