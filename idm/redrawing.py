@@ -62,7 +62,7 @@ class RedrawConfig:
     threshold: int = 20
     """Difference of a pixel's colour, of 255, from which on something is there; 1 to 255."""
     ratio: float = 3.0
-    """How much more often a colour has to be in the hand's look than in the robot's to be the hand's; >= 1."""
+    """How much more often a colour has to be in one look than in the other to be the hand's or the robot's; >= 1."""
     bank_mb: int = 1024
     """Bound of the robot's frames that are held, MiB; where there are more, every second is left out, or more."""
     crf: int = 12

@@ -22,6 +22,7 @@ if Path(__file__).with_name("asset.py").exists():
 
 if TYPE_CHECKING:
     from idm.evaluate import evaluate_idm
+    from idm.redraw import redraw
     from idm.train import train_idm
     from lam.evaluate import evaluate_lam
     from lam.train import train_lam
@@ -58,6 +59,7 @@ _FUNCTIONS = {
     "evaluate_idm": "idm.evaluate",
     "evaluate_vla": "vla.evaluate",
     "label": "pyramid.labels.engine",
+    "redraw": "idm.redraw",
     "mix_audit": "pyramid.mixture.audit",
     "mix_show": "pyramid.mixture.verbs",
     "mix_what_if": "pyramid.mixture.verbs",
@@ -97,6 +99,7 @@ __all__ = [
     "mix_what_if",
     "pack",
     "prompts",
+    "redraw",
     "relabel",
     "scan",
     "serve",

@@ -13,10 +13,9 @@ from proofs.config import ProofConfig
 from proofs.corpus import BODY, Corpus
 
 from idm.config import IDMConfig
-from idm.redraw import redraw
 from idm.train import train_idm
 from lam.train import train_lam
-from pyramid import files, label, pack, scan
+from pyramid import files, label, pack, redraw, scan
 from pyramid.config import resolve
 
 Sources = dict[str, dict[str, Any]]
