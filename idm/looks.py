@@ -10,6 +10,7 @@ Shapes: T steps, F numbers of all points in all views, S of a state, K frames of
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def join_looks(
     robot_videos: ClipFrames,
     seed: int,
 ) -> Joined:
-    """Finds what tells the robot's states of pictures of either look.
+    """Finds what tells the robot's states of pictures of either look; warns if hints speak against it.
 
     Args:
         eyes: a model that knows the other look, in eval mode.
@@ -105,7 +106,14 @@ def join_looks(
     states = [*told, *(points @ to_state[0] + to_state[1] for points in there)]
     hints = [*(_moving(clips.frames(d.clip, d.frames)) for d in found), *where]
     seen, own = _seen(eyes, videos, windows)
-    return Joined(match(seen, states, hints=(own, hints), seed=seed), to_state, told)
+    across = match(seen, states, hints=(own, hints), seed=seed)
+    if across.against:
+        warnings.warn(
+            f"{across.against} numbers of the state run against where things move in the picture: do the videos show "
+            "the robot's tasks from the same side?",
+            stacklevel=2,
+        )
+    return Joined(across, to_state, told)
 
 
 @torch.no_grad()
@@ -118,7 +126,7 @@ def fit_across(
     demonstrations: tuple[ClipFrames, list[Demonstration]],
     robot_videos: ClipFrames,
     seed: int,
-) -> Match:
+) -> None:
     """Sets the linear head of a model that sees another look, so that it tells the robot's actions.
 
     Args:
@@ -155,7 +163,6 @@ def fit_across(
         head.set(name, weight, constant)
         # Its errors cannot be known; those on the robot are a lower bound.
         model.confidence(name).load_state_dict(robot.model.confidence(found[0].embodiment).state_dict())
-    return across
 
 
 def require_matchable(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -37,10 +36,6 @@ __all__ = ["RedrawConfig", "RedrawResult", "redraw"]
 FORMAT_VERSION = 1
 MARK, CAPTIONS = "redraw.json", "captions.jsonl"
 _CACHE_MB = 512
-_AGAINST = (
-    "{count} numbers of the state run against where things move in the picture: do the videos show the robot's tasks "
-    "from the same side?"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +224,7 @@ class _Work:
 
     @cached_property
     def joined(self) -> Joined:
-        found = join_looks(
+        return join_looks(
             self.eyes,
             self.small,
             robot=self.robot,
@@ -237,9 +232,6 @@ class _Work:
             robot_videos=self.robot_videos,
             seed=self.config.seed,
         )
-        if found.across.against:
-            warnings.warn(_AGAINST.format(count=found.across.against), stacklevel=1)
-        return found
 
     @cached_property
     def redrawer(self) -> Redrawer:

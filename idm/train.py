@@ -6,7 +6,6 @@ Optimiser, resume and saving are `pyramid.training`'s; windows are `idm.data`'s,
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -313,15 +312,7 @@ def _train_across(
     inputs |= {f"robot_{name}": digest for name, digest in more.digests().items()}
 
     def finish(model: InverseDynamicsModel) -> None:
-        found = fit_across(
-            model, names, others, robot=known, demonstrations=demonstrations, robot_videos=more, seed=seed
-        )
-        if found.against:
-            warnings.warn(
-                f"{found.against} numbers of the state run against where things move in the picture: do the videos "
-                "show the robot's tasks from the same side?",
-                stacklevel=1,
-            )
+        fit_across(model, names, others, robot=known, demonstrations=demonstrations, robot_videos=more, seed=seed)
 
     return run.train(about, finish, inputs, pictures=[others])
 
