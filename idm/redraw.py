@@ -247,10 +247,9 @@ class _Work:
                 frames.append(drawn.frames(clip, steps[::step], keep=False))
                 states.append(told[::step])
                 clips += [2 * clip + place] * len(steps[::step])
-        hands = [
-            self.hands.frames(clip, steps[::8], keep=False)
-            for clip, steps in shots(self.hands, self.robot.config.windows)
-        ]
+        # Of all clips, whatever the limit: what is drawn in one must not depend on which others are wanted.
+        scene = ClipFrames(self.small.sources, size_px=self.hands.size_px, cache_mb=0)
+        hands = [scene.frames(clip, steps[::8], keep=False) for clip, steps in shots(scene, self.robot.config.windows)]
         return Redrawer(torch.cat(hands), torch.cat(frames), np.concatenate(states), clips, self.config)
 
 

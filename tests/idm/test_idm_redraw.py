@@ -170,6 +170,12 @@ def test_what_is_done_is_kept_and_what_is_lost_is_drawn_again(corpus, models, fo
     assert (plan.clips, plan.skipped_done, plan.videos) == (50, 50, 0)
 
 
+def test_a_limit_changes_no_picture(corpus, models, folder, tmp_path):
+    assert drawing(corpus, models, out=str(tmp_path), limit=2).videos == 2
+    for path in tmp_path.glob("*.mp4"):
+        assert path.read_bytes() == (folder[0] / path.name).read_bytes()
+
+
 def test_another_drawing_does_not_share_a_folder(corpus, models, folder, tmp_path):
     with pytest.raises(ConfigError, match="something else"):
         drawing(corpus, models, out=str(folder[0]), threshold=30)
