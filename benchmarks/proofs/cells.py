@@ -102,5 +102,6 @@ def rollouts(task: str, config: ProofConfig) -> RolloutConfig:
         execute=config.execute,
         size_px=config.size_px,
         fovy_deg=config.fovy_deg,
+        look_at=config.look_at,
         oversample=config.oversample,
     )

@@ -44,6 +44,8 @@ class ProofConfig:
     """Height and width of pictures as they are drawn and packed; models make of them what they take."""
     fovy_deg: float = 40.0
     """Vertical field of view of the camera."""
+    look_at: tuple[float, float, float] | None = None
+    """Where the camera is turned to; metres."""
     oversample: int = 2
     """How many times as large pictures are drawn before they are averaged: puck and goal are three pixels wide."""
     demo_share: float = 0.25

@@ -49,7 +49,7 @@ PARTS = ("demos", "videos", "hand")
 def draw_part(out: str, task: str, config: ProofConfig, part: str) -> None:
     """Runs the expert and draws a part's episodes; what is there is kept. Not the same part in two processes."""
     counts = {"demos": len(corpus_of(out, config).demos) * config.n_demos, "videos": config.n_videos}
-    drawn = {"size_px": config.size_px, "fovy_deg": config.fovy_deg, "oversample": config.oversample}
+    drawn = {name: getattr(config, name) for name in ("size_px", "fovy_deg", "look_at", "oversample")}
     numbers = {"n_hand": config.n_hand, "n_robot": 0} if part == "hand" else {"n_hand": 0, "n_robot": counts[part]}
     seed = seed_of(config.seed, "proof", part) >> 2
     make_dataset(files.join(out, part), SimConfig(tasks=(task,), n_generated=0, **drawn, **numbers, seed=seed))

@@ -18,6 +18,7 @@ ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "gripper")
 """The action, -1 .. 1: hand displacement in cm per step, and the gripper's effort (closing is positive)."""
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 """Cameras of the scene; ``corner4`` is where LeRobot's wrapper moves ``corner2`` to."""
+_FARTHEST_M = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,8 @@ class SimConfig:
     """Camera of the scene."""
     fovy_deg: float = 45.0
     """Vertical field of view of the camera; degrees, 5 .. 120 (Meta-World's own is 60, with a small hand)."""
+    look_at: tuple[float, float, float] | None = None
+    """Where the camera is turned to, from where it stands; metres, x y z of the world. None: as Meta-World has it."""
     oversample: int = 1
     """Draw pictures so many times as large and average them, so that small things stay whole; 1 .. 4."""
     action_noise: float = 0.3
@@ -128,3 +131,14 @@ class SimConfig:
             raise ValueError(f"size_px must be even for H.264, got {self.size_px}")
         if self.camera not in CAMERAS:
             raise ValueError(f"camera must be one of {', '.join(CAMERAS)}, got '{self.camera}'")
+        require_place(self.look_at)
+
+
+def require_place(look_at: tuple[float, float, float] | None) -> None:
+    """Refuses a place that is none.
+
+    Raises:
+        ValueError: it is not within 10 m of the world's middle, or not a number.
+    """
+    if look_at is not None and not all(abs(value) <= _FARTHEST_M for value in look_at):
+        raise ValueError(f"look_at must be three numbers within -{_FARTHEST_M} .. {_FARTHEST_M} m, got {look_at}")

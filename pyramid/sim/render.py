@@ -5,6 +5,7 @@ What is in the scene is left to `env`, how the body looks to `looks`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pyramid.errors import ConfigError
 from pyramid.sim import backend
+
+_NEAR = 1e-6
+"""Length below which a direction has none."""
 
 
 class Renderer:
@@ -25,6 +30,8 @@ class Renderer:
         size_px: height and width of the pictures.
         camera: name of a camera of the model.
         fovy_deg: the camera's vertical field of view; None keeps the model's.
+        look_at: where the camera is turned to from where it stands, metres, x y z of the world; None keeps the
+            model's. Data knows it once it is stepped or reset.
         oversample: draw so many times as large and average, which keeps small things whole; 1 .. 4.
 
     Raises:
@@ -38,6 +45,7 @@ class Renderer:
         size_px: int,
         camera: str = "corner4",
         fovy_deg: float | None = None,
+        look_at: Sequence[float] | None = None,
         oversample: int = 1,
     ) -> None:
         mj = backend.mujoco()
@@ -46,6 +54,8 @@ class Renderer:
         model.vis.global_.offwidth = model.vis.global_.offheight = drawn_px
         if fovy_deg is not None:
             model.cam(camera).fovy[:] = fovy_deg
+        if look_at is not None:
+            model.cam(camera).quat[:] = _turned(model.cam(camera).pos, look_at)
         self._camera, self._oversample = camera, oversample
         self._off = (mj.mjtRndFlag.mjRND_SHADOW, mj.mjtRndFlag.mjRND_REFLECTION)
         with backend.explained_context():
@@ -71,3 +81,23 @@ class Renderer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _turned(place: NDArray[np.float64], target: Sequence[float]) -> NDArray[np.float64]:
+    """Returns the attitude of a camera at ``place`` that sees ``target`` in its middle, upside down as all of them are.
+
+    A quaternion, w x y z. MuJoCo's cameras look along their negative z axis, with y up.
+
+    Raises:
+        ConfigError: the target lies where the camera is, or straight above or below it.
+    """
+    back = np.asarray(place, np.float64) - np.asarray(target, np.float64)
+    back /= max(float(np.linalg.norm(back)), _NEAR)
+    right = np.cross([0.0, 0.0, -1.0], back)
+    if np.linalg.norm(right) < _NEAR:
+        raise ConfigError(f"look_at {list(target)} must not lie where the camera is ({list(place)}), above or below it")
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(back, right), back], axis=1)
+    found = np.zeros(4)
+    backend.mujoco().mju_mat2Quat(found, axes.ravel())
+    return found

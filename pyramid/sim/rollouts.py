@@ -18,7 +18,7 @@ from pyramid.config import to_dict
 from pyramid.errors import DataError
 from pyramid.jobs import Outcome, Unit, run_job
 from pyramid.rng import seed_of
-from pyramid.sim.config import CAMERAS, CONTROL_HZ
+from pyramid.sim.config import CAMERAS, CONTROL_HZ, require_place
 from pyramid.sim.env import ACTION_DIM, MAX_STEPS, STATE_DIM, MetaWorldEnv
 from pyramid.sim.looks import LOOKS, Look
 from pyramid.sim.plan import PARTS
@@ -76,6 +76,8 @@ class RolloutConfig:
     """Camera of the scene."""
     fovy_deg: float = 45.0
     """Vertical field of view of the camera; degrees, 5 .. 120."""
+    look_at: tuple[float, float, float] | None = None
+    """Where the camera is turned to, from where it stands; metres, x y z of the world. None: as Meta-World has it."""
     oversample: int = 1
     """How many times as large pictures are drawn before they are averaged, as in the training data; 1 .. 4."""
 
@@ -92,6 +94,7 @@ class RolloutConfig:
                 f"max_steps must be within 1 .. {MAX_STEPS}, fovy_deg within 5 .. 120 and oversample within 1 .. 4, "
                 f"got {self}"
             )
+        require_place(self.look_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +182,7 @@ def _play(task: _Task) -> Outcome:
         size_px=config.size_px,
         camera=config.camera,
         fovy_deg=config.fovy_deg,
+        look_at=config.look_at,
         oversample=config.oversample,
     )
     env = STAGE.env(config.task, view)

@@ -55,6 +55,8 @@ class View:
     """Name of the camera."""
     fovy_deg: float
     """The camera's vertical field of view."""
+    look_at: tuple[float, float, float] | None = None
+    """Where it is turned to, metres."""
     light: float = 1.0
     """Gain of all lights."""
     oversample: int = 1
@@ -74,6 +76,7 @@ def view_of(config: SimConfig, part: Part) -> View:
         size_px=config.size_px,
         camera=camera,
         fovy_deg=config.fovy_deg,
+        look_at=config.look_at,
         light=light,
         oversample=config.oversample,
     )
@@ -103,6 +106,7 @@ class Stage:
                 size_px=view.size_px,
                 camera=view.camera,
                 fovy_deg=view.fovy_deg,
+                look_at=view.look_at,
                 oversample=view.oversample,
             )
         return self._renderer

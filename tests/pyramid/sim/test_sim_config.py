@@ -23,6 +23,7 @@ from pyramid.sim.tasks import INSTRUCTIONS, instruction
         {"size_px": 8},
         {"action_noise": 1.5},
         {"fovy_deg": 0.0},
+        {"look_at": (0.0, float("nan"), 0.1)},
         {"oversample": 5},
         {"max_steps": 501},
         {"camera": "corner9"},
@@ -41,7 +42,7 @@ def test_impossible_damage_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_a_config_survives_plain_data() -> None:
-    config = SimConfig(tasks=("reach-v3",), n_hand=3, degrade=DegradeConfig(blur_px=2))
+    config = SimConfig(tasks=("reach-v3",), n_hand=3, look_at=(0.0, 0.7, 0.1), degrade=DegradeConfig(blur_px=2))
     assert from_dict(SimConfig, to_dict(config)) == config
 
 

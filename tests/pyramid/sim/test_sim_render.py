@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pyramid.errors import ConfigError
 from pyramid.sim.env import MetaWorldEnv
 from pyramid.sim.episodes import Episode, rollout_expert
 from pyramid.sim.looks import Look, apply_look
@@ -110,3 +111,37 @@ def test_drawn_larger_a_picture_is_the_mean_of_its_squares(simulator: None) -> N
     assert small.shape == (7, SIZE_PX, SIZE_PX, 3)
     means = large.reshape(7, SIZE_PX, 2, SIZE_PX, 2, 3).mean((2, 4))
     assert np.abs(small - means).max() <= 0.5
+
+
+def test_the_camera_is_turned_to_a_place(simulator: None) -> None:
+    env = MetaWorldEnv("push-v3")
+    env.reset(3)
+    goal = env.model.site("goal").pos
+    with Renderer(env.model, size_px=SIZE_PX, fovy_deg=10, look_at=goal, oversample=2) as renderer:
+        env.reset(3)
+        frame = renderer.frame(env.data)
+    rows, columns = np.nonzero(greenish(frame))
+    assert abs(rows.mean() - (SIZE_PX - 1) / 2) < 1.5
+    assert abs(columns.mean() - (SIZE_PX - 1) / 2) < 1.5
+
+
+def test_a_camera_that_is_turned_hangs_as_before(simulator: None) -> None:
+    env = MetaWorldEnv("push-v3")
+    with Renderer(env.model, size_px=SIZE_PX, fovy_deg=45) as renderer:
+        env.reset(3)
+        before = renderer.frame(env.data).astype(int)
+    camera = env.model.cam("corner4")
+    ahead = camera.pos - camera.mat0.reshape(3, 3)[:, 2]  # What it looks at as it is.
+    with Renderer(env.model, size_px=SIZE_PX, fovy_deg=45, look_at=ahead) as renderer:
+        env.reset(3)
+        after = renderer.frame(env.data).astype(int)
+    # Its own attitude is told to a few digits, and rolls a little.
+    assert np.median(np.abs(before - after)) <= 3
+
+
+@pytest.mark.parametrize("place", [(0.75, 0.075, 0.7), (0.75, 0.075, 0.0)])
+def test_a_camera_cannot_be_turned_to_itself_or_straight_down(
+    place: tuple[float, float, float], simulator: None
+) -> None:
+    with pytest.raises(ConfigError, match="look_at"):
+        Renderer(MetaWorldEnv("push-v3").model, size_px=SIZE_PX, look_at=place)

@@ -98,7 +98,9 @@ def test_a_player_that_takes_no_state_is_told_none() -> None:
     assert {seen["state"].shape for seen in player.seen} == {(0,)}
 
 
-@pytest.mark.parametrize("wrong", [{"oversample": 0}, {"fovy_deg": 121.0}, {"max_steps": 501}])
+@pytest.mark.parametrize(
+    "wrong", [{"oversample": 0}, {"fovy_deg": 121.0}, {"max_steps": 501}, {"look_at": (0.0, 0.0, 11.0)}]
+)
 def test_tries_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RolloutConfig(**wrong)
