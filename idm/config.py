@@ -166,6 +166,9 @@ class HeadConfig:
     """Flow: draws that a label is the mean of; their spread is part of ``action_std``; 1 to 64."""
     ridge: float = 0.003
     """Linear: penalty of ridge regression per window, > 0; points lie in [-1, 1]."""
+    through: Literal["points", "states"] = "points"
+    """Linear: actions of a window's points, or of states that each step's points tell, where demonstrations have them:
+    fewer numbers to learn from a few. What tells states and actions has penalties of its own."""
 
     def __post_init__(self) -> None:
         """Refuses sizes that no network has."""

@@ -10,7 +10,7 @@ Shapes: N frames, V views, P points, S side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from idm.config import IDMConfig
-from idm.data import WindowSampler
+from idm.data import Demonstration, WindowSampler
 from idm.heads import LinearHead
 from idm.model import InverseDynamicsModel
+from idm.states import by_way_of, tell_actions, tell_states
 from idm.vision import KeypointEyes, split_views
 from idm.windows import window_frames
 from pyramid.nn.keypoints import Keypoints
@@ -189,7 +190,7 @@ def _points_of(model: InverseDynamicsModel) -> Keypoints:
 
 @torch.no_grad()
 def fit_linear(model: InverseDynamicsModel, windows: WindowSampler) -> None:
-    """Solves a model's linear head on all windows of all demonstrations.
+    """Solves a model's linear head on all windows of all demonstrations, by way of states where it is to and can.
 
     Args:
         model: in eval mode, on any device.
@@ -198,9 +199,13 @@ def fit_linear(model: InverseDynamicsModel, windows: WindowSampler) -> None:
     head = model.head
     assert isinstance(head, LinearHead)  # noqa: S101  # the caller asked for one
     for name in sorted({d.embodiment for d in windows.demonstrations}):
+        own = [d for d in windows.demonstrations if d.embodiment == name]
+        seen = [_looked(model, windows.clips.frames(d.clip, d.frames)) for d in own]
+        if model.config.model.head.through == "states" and any(d.state is not None for d in own):
+            _fit_through_states(model, head, windows, own, seen)
+            continue
         looked, present, action = [], [], []
-        for d in (d for d in windows.demonstrations if d.embodiment == name):
-            of_frames = _looked(model, windows.clips.frames(d.clip, d.frames))
+        for d, of_frames in zip(own, seen, strict=True):
             told = windows.normalizers[name].normalize(d.action)
             for start, first, last in d.starts:
                 steps, there = window_frames(start, first, last, windows.windows)
@@ -209,6 +214,22 @@ def fit_linear(model: InverseDynamicsModel, windows: WindowSampler) -> None:
                 action.append(torch.from_numpy(told[start : start + windows.windows.horizon]))
         tokens = model.eyes.join(torch.stack(looked), torch.stack(present))
         head.fit(name, tokens, torch.stack(present), torch.stack(action))
+
+
+def _fit_through_states(
+    model: InverseDynamicsModel,
+    head: LinearHead,
+    windows: WindowSampler,
+    demonstrations: Sequence[Demonstration],
+    seen: Sequence[Tensor],
+) -> None:
+    name, shape = demonstrations[0].embodiment, windows.windows
+    points = [one.flatten(1).double().numpy() for one in seen]
+    to_state = tell_states(points, demonstrations)
+    told = [own @ to_state[0] + to_state[1] for own in points]
+    normalize, gain = windows.normalizers[name].normalize, model.config.model.vision.difference_gain
+    to_action = tell_actions(told, demonstrations, normalize, shape, gain)
+    head.set(name, *by_way_of(to_state, to_action, shape))
 
 
 def _looked(model: InverseDynamicsModel, frames: Tensor) -> Tensor:

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from idm.config import IDMConfig, WindowConfig
 from idm.data import Demonstration
-from idm.heads import LinearHead, solve_ridge
+from idm.heads import LinearHead
 from idm.label import IDMLabeler
 from idm.matching import Match, match, require_clips
 from idm.model import InverseDynamicsModel, Predictor
-from idm.windows import segments, step_frames, window_frames
+from idm.states import STATELESS, Array, Linear, by_way_of, tell_actions, tell_states
+from idm.windows import segments, step_frames
 from pyramid.config import from_dict
 from pyramid.errors import ConfigError, DataError, SkipItemError
 from pyramid.nn.checkpoint import load_model_files
@@ -35,24 +35,15 @@ from pyramid.shards.frames import ClipFrames, cuts_of
 
 __all__ = ["Joined", "fit_across", "join_looks", "look_at", "require_matchable", "shots", "shots_of", "take_points"]
 
-_STATE_RIDGE, _ACTION_RIDGE = 0.01, 0.03
-"""Penalties of the maps from points to states and from states to actions, of inputs of spread 1."""
-_LEAST_SPREAD = 1e-3
-"""Spread below which an input counts no more."""
 _APART = 2
 """Frames whose difference says where something moves."""
 _NOISE = 0.05
 """Change of a pixel, 0 to 1, that is no motion."""
 _ENOUGH = 2.5e-4
 """Mean motion of a picture, beyond the noise, that says where."""
-_STATELESS = "none of the demonstrations has states, which videos of another look are matched by"
 _AT_ONCE = 128
 _MOST_CLIPS = 512
 """Clips of a kind that are looked at; a spread is known well enough by then."""
-
-Array = NDArray[np.float64]
-Linear = tuple[Array, Array]
-"""Weight [F, D] and constant [D]."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ def join_looks(
     """
     (clips, found), windows = demonstrations, robot.config.windows
     seeing = [look_at(robot.model, clips.frames(d.clip, d.frames)) for d in found]
-    to_state = _states(seeing, found)
+    to_state = tell_states(seeing, found)
     told = [points @ to_state[0] + to_state[1] for points in seeing]
     there, where = _seen(robot.model, robot_videos, windows)
     states = [*told, *(points @ to_state[0] + to_state[1] for points in there)]
@@ -144,21 +135,10 @@ def fit_across(
     joined = join_looks(model, videos, robot=robot, demonstrations=demonstrations, robot_videos=robot_videos, seed=seed)
     found, across = demonstrations[1], joined.across
     body, windows = robot.bodies[found[0].embodiment], model.config.windows
-    rows, actions = [], []
-    for d, state in zip(found, joined.told, strict=True):
-        wanted = body.normalizer.normalize(d.action)
-        for start, first, last in d.starts:
-            steps, present = window_frames(start, first, last, windows)
-            rows.append(
-                _window(state[steps], np.asarray(present), windows.anchor, model.config.model.vision.difference_gain)
-            )
-            actions.append(wanted[start : start + windows.horizon].ravel())
-    weight, constant = _scaled_ridge(np.stack(rows), np.stack(actions).astype(np.float64), _ACTION_RIDGE)
-    head, count = _linear(model), len(windows.frames)
-    of_states, of_present = weight[: count * len(across.bias)], weight[count * len(across.bias) :]
-    of_states = of_states.reshape(count, len(across.bias), -1)
-    constant = constant + across.bias @ of_states[windows.anchor]
-    weight = np.concatenate([*(across.weight @ one for one in of_states), of_present])
+    to_action = tell_actions(
+        joined.told, found, body.normalizer.normalize, windows, model.config.model.vision.difference_gain
+    )
+    head, (weight, constant) = _linear(model), by_way_of((across.weight, across.bias), to_action, windows)
     for name in names:
         head.set(name, weight, constant)
         # Its errors cannot be known; those on the robot are a lower bound.
@@ -174,7 +154,7 @@ def require_matchable(
         DataError: see `fit_across`.
     """
     if all(d.state is None for d in demonstrations):
-        raise DataError(_STATELESS)
+        raise DataError(f"{STATELESS}, which videos of another look are matched by")
     ours, theirs = ([len(steps) for _, steps in shots(clips, windows)] for clips in (videos, robot_videos))
     if not ours:
         raise DataError(
@@ -234,34 +214,6 @@ def _linear(model: InverseDynamicsModel) -> LinearHead:
     if not isinstance(model.head, LinearHead):
         raise ConfigError("videos of another look need a model with model.head.kind linear")
     return model.head
-
-
-def _states(points: list[Array], demonstrations: list[Demonstration]) -> Linear:
-    """Returns what tells states of points."""
-    rows, wanted = [], []
-    for own, d in zip(points, demonstrations, strict=True):
-        if d.state is None:
-            continue
-        known = np.isfinite(d.state).all(1)
-        rows.append(own[known])
-        wanted.append(d.state[known].astype(np.float64))
-    if not sum(map(len, rows)):
-        raise DataError(_STATELESS)
-    return _scaled_ridge(np.concatenate(rows), np.concatenate(wanted), _STATE_RIDGE)
-
-
-def _scaled_ridge(x: Array, y: Array, penalty: float) -> Linear:
-    """Does what `solve_ridge` does, for inputs of any scale."""
-    scale = x.std(0) + _LEAST_SPREAD
-    weight, constant = solve_ridge(x / scale, y, penalty)
-    return weight / scale[:, None], constant
-
-
-def _window(states: Array, present: Array, anchor: int, gain: float) -> Array:
-    """Returns what `KeypointEyes.join` makes of points, of states [K, S]: float64 [K S + K]."""
-    rows = gain * (states - states[anchor]) * present[:, None]
-    rows[anchor] = states[anchor]
-    return np.concatenate([rows.ravel(), present])
 
 
 def _seen(eyes: Predictor, clips: ClipFrames, windows: WindowConfig) -> tuple[list[Array], list[Array]]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import sprites
 import torch
 
-from idm.config import IDMConfig
+from idm.config import IDMConfig, WindowConfig
 from idm.drawing import PictureSampler, PointsModule
 from idm.evaluate import evaluate_idm
 from idm.heads import LinearHead
+from idm.states import by_way_of
 from idm.train import build_module, train_idm
+from idm.vision import KeypointEyes
 from pyramid.config import resolve
 from pyramid.errors import ConfigError, DataError
-from pyramid.nn.checkpoint import CONFIG_FILE
+from pyramid.nn.checkpoint import CONFIG_FILE, load_model_files
 from pyramid.shards.frames import ClipFrames
 
 PICTURES = {
@@ -132,3 +136,42 @@ def test_a_linear_head_is_solved_for_one_embodiment():
     head.fit("a", tokens, extra, action)
     found = head.actions(head.shared(tokens, extra), "a")
     assert torch.allclose(found, action.mean((0,)).expand_as(found), atol=1e-3)
+
+
+def test_a_map_by_way_of_states_is_both_maps_in_turn():
+    windows = WindowConfig(horizon=2, frames=(-2, 0, 2))
+    numbers = np.random.default_rng(0)
+    to_state = (numbers.normal(size=(6, 4)), numbers.normal(size=4))
+    to_action = (numbers.normal(size=(3 * 4 + 3, 2 * 5)), numbers.normal(size=10))
+    weight, constant = by_way_of(to_state, to_action, windows)
+    like = SimpleNamespace(anchor=windows.anchor, gain=4.0, out=torch.nn.Identity(), position=None)
+    present = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64).expand(7, -1)
+
+    def window(looked):
+        tokens = KeypointEyes.join(like, torch.from_numpy(looked)[:, :, None], present)
+        return np.concatenate([tokens.flatten(1).numpy(), present.numpy()], 1)
+
+    points = numbers.normal(size=(7, 3, 6))
+    in_turn = window(points @ to_state[0] + to_state[1]) @ to_action[0] + to_action[1]
+    assert np.allclose(window(points) @ weight + constant, in_turn)
+
+
+def test_actions_come_by_way_of_states_where_there_are_any(demos, videos, tmp_path):
+    silent = [replace(room(number, n_frames=24), state=None) for number in range(3)]
+    stateless = sprites.write_shards(tmp_path / "stateless", silent)
+    points = str(tmp_path / "seen")
+    train_idm(out=points, videos=videos, **PICTURES)
+    weights, options = {}, {**PICTURES, "points": points}
+    for name, source, through in (
+        ("states", demos, "states"),
+        ("points", demos, "points"),
+        ("none", stateless, "states"),
+    ):
+        train_idm(source, out=str(tmp_path / name), **{**options, "model.head.through": through})
+        kept = load_model_files(str(tmp_path / name), "idm")[1]
+        (weights[name],) = (kept[n] for n in kept if n.startswith("head.maps") and n.endswith("weight"))
+    assert torch.equal(weights["points"], weights["none"])
+    assert not torch.allclose(weights["points"], weights["states"], rtol=0.1)
+    scores = {name: evaluate_idm(demos, model=str(tmp_path / name)).r2.mean for name in ("states", "points")}
+    assert scores["states"] > scores["points"] - 0.05
+    assert scores["states"] > 0.75
