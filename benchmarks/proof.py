@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proofs.arms import ARMS, HAND_ALONE, LABELS, OF_DEMONSTRATIONS, OF_HANDS, OF_OTHERS, OF_ROBOT
+from proofs.arms import ARMS, HAND_ALONE, LABELS, OF_DEMONSTRATIONS, OF_HANDS, OF_ROBOT, STAGES
 from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
 from proofs.corpus import PARTS, corpus_of, pack_corpus
@@ -59,8 +59,8 @@ def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) ->
         labels, tasks = (_done(pieces, folder) for pieces in (labels, tasks))
     else:
         make_data(out, config, workers=workers)
-    for stage in (False, True):
-        units = [one.unit() for one in labels if (one.piece in OF_OTHERS) == stage]
+    for stage in STAGES:
+        units = [one.unit() for one in labels if one.piece in stage]
         run_job(units, run_labels, folder=folder, label="labels", unit_name="runs", workers=workers)
     job = run_job([t.unit() for t in tasks], run_cell, folder=folder, label="proof", unit_name="cells", workers=workers)
     cells = {(t.task, t.piece, t.subset): o.facts["solved"] for t, o in zip(tasks, job.outcomes, strict=True)}

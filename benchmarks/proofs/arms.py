@@ -5,7 +5,7 @@ A cell is a task, a subset of demonstrations and an arm. All arms take the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +51,18 @@ def _idm_config(cell: Cell) -> IDMConfig:
     return resolve(IDMConfig, cell.config.idm, **cell.config.label_options())
 
 
+def _points(cell: Cell, look: str) -> str:
+    """Returns a model that learned from the videos of a look where things are; it is the same for all subsets."""
+    model, shards = files.join(cell.out, "models", f"points-{look}"), _shards(cell, look)
+    train_idm(out=model, config=_idm_config(cell), videos=shards)
+    return model
+
+
 def _idm_model(cell: Cell) -> str:
     model, config = files.join(cell.out, "models", f"idm-{cell.subset}"), _idm_config(cell)
-    # One that learns from pictures sees the videos, too.
-    videos = cell.corpus.videos if config.model.head.kind == "linear" else ()
-    train_idm(cell.demos, out=model, config=config, videos=videos)
+    # One that learns from pictures has points that the videos taught.
+    points = _points(cell, "robot") if config.model.head.kind == "linear" else ""
+    train_idm(cell.demos, out=model, config=config, points=points)
     return model
 
 
@@ -63,35 +70,34 @@ def _idm(cell: Cell) -> str:
     return _run(cell.corpus.videos, "idm", _idm_model(cell), f"idm-{cell.subset}")
 
 
-def _points(cell: Cell) -> str:
-    model = files.join(cell.out, "models", "points-hand")
-    train_idm(out=model, config=_idm_config(cell), videos=cell.corpus.hand)
-    return model
-
-
-def _redrawn(cell: Cell) -> Sources:
-    """Draws the robot over the hands, and labels them with a model that has seen what was drawn."""
-    name, corpus = f"redrawn-{cell.subset}", cell.corpus
-    places = {kind: files.join(cell.out, kind, name) for kind in ("videos-drawn", "clips", "shards", "models")}
+def _redrawn(cell: Cell) -> dict[str, str]:
+    """Draws the robot over the hands, and labels what was drawn; returns the shards and the labels."""
+    name, corpus, model = f"redrawn-{cell.subset}", cell.corpus, _idm_model(cell)
+    drawn, clips, shards = (files.join(cell.out, kind, name) for kind in ("videos-drawn", "clips", "shards"))
     redraw(
         corpus.hand,
         demos=cell.demos,
-        robot=_idm_model(cell),
-        points=_points(cell),
+        robot=model,
+        points=_points(cell, "hand"),
         robot_videos=corpus.videos,
-        out=places["videos-drawn"],
+        out=drawn,
         seed=cell.config.seed,
     )
-    manifest, shards = f"{places['clips']}.parquet", places["shards"]
-    scan("folder", places["videos-drawn"], out=manifest, val_share=0.0, embodiment=BODY)
-    pack(manifest, out=shards, size_px=cell.config.size_px)
-    train_idm(cell.demos, out=places["models"], config=_idm_config(cell), videos=[corpus.videos, shards])
-    labels = _run(shards, "idm", places["models"], "idm")
-    return {"redrawn": {"shards": shards, "use": "pseudo", "labels": labels, "embodiment": BODY}}
+    scan("folder", drawn, out=f"{clips}.parquet", val_share=0.0, embodiment=BODY)
+    pack(f"{clips}.parquet", out=shards, size_px=cell.config.size_px)
+    return {"shards": shards, "labels": _run(shards, "idm", model, "idm")}
 
 
-def _lam(cell: Cell, shards: str, look: str) -> str:
-    model = files.join(cell.out, "models", f"lam-{look}")
+def _redrawn_source(cell: Cell) -> Sources:
+    return {"redrawn": {**_redrawn(cell), "use": "pseudo", "embodiment": BODY}}
+
+
+def _shards(cell: Cell, look: str) -> str:
+    return {"robot": cell.corpus.videos, "hand": cell.corpus.hand}[look]
+
+
+def _lam(cell: Cell, look: str) -> str:
+    model, shards = files.join(cell.out, "models", f"lam-{look}"), _shards(cell, look)
     train_lam([shards], out=model, config=cell.config.lam, **cell.config.label_options())
     return _run(shards, "lam", model, f"lam-{look}")
 
@@ -131,8 +137,7 @@ def _true(cell: Cell) -> Sources:
 
 def _latent(look: str) -> Callable[[Cell], Sources]:
     def sources(cell: Cell) -> Sources:
-        shards = {"robot": cell.corpus.videos, "hand": cell.corpus.hand}[look]
-        return {f"latent_{look}": {"shards": shards, "use": "latent", "labels": _lam(cell, shards, look)}}
+        return {f"latent_{look}": {"shards": _shards(cell, look), "use": "latent", "labels": _lam(cell, look)}}
 
     return sources
 
@@ -167,25 +172,29 @@ ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
     "lam_decoded": _pseudo(_lam_few),
     "latent_robot_look": _latent("robot"),
     "latent_hand_look": _latent("hand"),
-    "redrawn_hand_look": _redrawn,
+    "redrawn_hand_look": _redrawn_source,
     "flare": _videos,
     "full_pyramid": _full,
     "true_actions": _true,
 }
 """What each arm adds to the demonstrations; None adds nothing."""
 LABELS: Mapping[str, tuple[str, ...]] = {
-    "idm_robot_look": ("idm",),
+    "idm_robot_look": ("points-robot", "idm"),
     "lam_decoded": ("lam-few",),
     "latent_robot_look": ("lam-robot",),
     "latent_hand_look": ("lam-hand",),
-    "redrawn_hand_look": ("idm", "points-hand", "redrawn"),
-    "full_pyramid": ("idm", "lam-hand"),
+    "redrawn_hand_look": ("points-robot", "points-hand", "idm", "redrawn"),
+    "full_pyramid": ("points-robot", "points-hand", "idm", "redrawn"),
 }
-"""The label models of arms: ``lam-LOOK`` of all subsets, the others of each."""
+"""The label models of arms: ``lam-LOOK`` and ``points-LOOK`` of all subsets, the others of each."""
 OF_DEMONSTRATIONS = ("idm", "lam-few", "redrawn")
 """Label models that learn from demonstrations: one for each subset. They tell actions."""
-OF_OTHERS = ("redrawn",)
-"""Label models that are made of others, which have to be there."""
+STAGES: Sequence[tuple[str, ...]] = (
+    ("points-robot", "points-hand", "lam-robot", "lam-hand"),
+    ("idm", "lam-few"),
+    ("redrawn",),
+)
+"""Label models in the order in which they are made: some are made of others, which have to be there."""
 OF_ROBOT = ("idm", "lam-few", "lam-robot")
 """Label models of the robot's videos, whose true actions are known."""
 WITH_STATE = "behaviour_cloning_state"
@@ -209,13 +218,11 @@ def make_labels(kind: str, cell: Cell) -> None:
         _idm(cell)
     elif kind == "lam-few":
         _lam_few(cell)
-    elif kind == "points-hand":
-        _points(cell)
     elif kind == "redrawn":
         _redrawn(cell)
     else:
-        look = kind.removeprefix("lam-")
-        _lam(cell, {"robot": cell.corpus.videos, "hand": cell.corpus.hand}[look], look)
+        what, _, look = kind.partition("-")
+        {"points": _points, "lam": _lam}[what](cell, look)
 
 
 def mixture_of(arm: str, cell: Cell) -> dict[str, Any]:

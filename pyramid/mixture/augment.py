@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyramid.rng import seed_of
 
@@ -88,8 +89,24 @@ def _shifted(images: Tensor, share: float, seed: int, position: int) -> Tensor:
         side = moved.shape[axis]
         most = round(share * side)
         drawn, by = divmod(drawn, 2 * most + 1)
-        moved = moved.take((np.arange(side) + by - most).clip(0, side - 1), axis)
+        moved = _slid(moved, by - most, axis)
     return torch.from_numpy(moved)
+
+
+def _slid(pictures: NDArray[np.uint8], by: int, axis: int) -> NDArray[np.uint8]:
+    """Returns pictures whose place i shows what stood at i + by along an axis, or at the border: a few large copies."""
+    if not by:
+        return pictures
+    found, rest = np.empty_like(pictures), (slice(None),) * (-axis - 1)
+
+    def at(first: int | None, stop: int | None) -> Any:
+        return (..., slice(first, stop), *rest)
+
+    if by > 0:
+        found[at(None, -by)], found[at(-by, None)] = pictures[at(by, None)], pictures[at(-1, None)]
+    else:
+        found[at(-by, None)], found[at(None, -by)] = pictures[at(None, by)], pictures[at(None, 1)]
+    return found
 
 
 @lru_cache(maxsize=8)
