@@ -71,7 +71,9 @@ def build_backbone(config: BackboneConfig) -> tuple[Backbone, Tokenizer]:
     Raises:
         ConfigError: the published model cannot be had, is not whole, or does not fit the config; it is named.
     """
-    return _fresh(config) if config.pretrained is None else _pretrained(config, config.pretrained)
+    if config.pretrained is None:
+        return _fresh(config)
+    return _taught(config) if config.kind == "keypoints" else _pretrained(config, config.pretrained)
 
 
 def restore_backbone(spec: Mapping[str, Any]) -> Backbone:
@@ -90,6 +92,13 @@ def _fresh(config: BackboneConfig) -> tuple[Backbone, Tokenizer]:
     plain = _clean(family.fresh_config(config, tokenizer))
     mean, std = (0.5,) * 3, (family.fresh_std,) * 3
     return family.build(BackboneSpec(config.kind, plain, layout, config.image_size_px, mean, std)), tokenizer
+
+
+def _taught(config: BackboneConfig) -> tuple[Backbone, Tokenizer]:
+    from vla.backbones.keypoints import KeypointBackbone
+
+    tokenizer = _tokenizer(config, config.tokenizer) if config.tokenizer else byte_tokenizer()
+    return KeypointBackbone.taught(config, tokenizer, _layout(config, tokenizer)), tokenizer
 
 
 def _pretrained(config: BackboneConfig, source: str) -> tuple[Backbone, Tokenizer]:

@@ -27,7 +27,8 @@ class BackboneConfig:
     """Family of the model: Llava, SmolVLM or Idefics3, Qwen3-VL (also Cosmos-Reason2), Eagle (N1, N1.5), or keypoints:
     a few fresh convolutions without a language model, for a CPU (`vision_width` points, `patch_px` their stride)."""
     pretrained: str | None = None
-    """Folder or Hub repository of published weights; None makes a fresh model of the family from the sizes below."""
+    """Folder or Hub repository of published weights; None makes a fresh model of the family from the sizes below.
+    Keypoints: folder of an inverse dynamics model that learned points from pictures (`idm/pictures`), to begin with."""
     revision: str | None = None
     """Commit of the Hub repository, 40 hex digits; required for one, since a branch name can change its content."""
     local_files_only: bool = False

@@ -155,7 +155,7 @@ def train_vla(
         kind=KIND,
         out=str(out),
         config=to_dict(resolved),
-        inputs={"mixture": stream.digest, **_started(init_from, statistics)},
+        inputs={"mixture": stream.digest, **_started(init_from, statistics), **_points(resolved)},
         extra=module.description(),
         resume=resume,
         workers=workers,
@@ -251,6 +251,14 @@ def _started(init_from: str | None, statistics: Statistics) -> dict[str, str]:
         return {}
     weights = read_model_config(local_folder(init_from), KIND)["weights_sha256"]
     return {"init_from": str(weights), "statistics": statistics}
+
+
+def _points(config: VLAConfig) -> dict[str, str]:
+    """Returns the digest of the points that a policy begins with; published weights are told by their commit."""
+    backbone = config.policy.backbone
+    if backbone.kind != "keypoints" or backbone.pretrained is None:
+        return {}
+    return {"points": str(read_model_config(backbone.pretrained, "idm")["weights_sha256"])}
 
 
 def _journal(stream: MixtureStream, mixture: str, out: str, config: TrainerConfig) -> StepJournal:

@@ -168,6 +168,7 @@ ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
     "behaviour_cloning": None,
     "behaviour_cloning_long": None,
     "behaviour_cloning_state": None,
+    "points_robot_look": None,
     "idm_robot_look": _pseudo(_idm),
     "lam_decoded": _pseudo(_lam_few),
     "latent_robot_look": _latent("robot"),
@@ -179,9 +180,12 @@ ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
 }
 """What each arm adds to the demonstrations; None adds nothing."""
 LABELS: Mapping[str, tuple[str, ...]] = {
+    "points_robot_look": ("points-robot",),
+    "true_actions": ("points-robot",),
+    "flare": ("points-robot",),
     "idm_robot_look": ("points-robot", "idm"),
-    "lam_decoded": ("lam-few",),
-    "latent_robot_look": ("lam-robot",),
+    "lam_decoded": ("points-robot", "lam-few"),
+    "latent_robot_look": ("points-robot", "lam-robot"),
     "latent_hand_look": ("lam-hand",),
     "redrawn_hand_look": ("points-robot", "points-hand", "idm", "redrawn"),
     "full_pyramid": ("points-robot", "points-hand", "idm", "redrawn"),
@@ -244,8 +248,17 @@ def mixture_of(arm: str, cell: Cell) -> dict[str, Any]:
     }
 
 
-def options_of(arm: str, config: ProofConfig) -> dict[str, Any]:
-    """Returns what an arm's training does otherwise than the others, as dotted options."""
+def options_of(arm: str, cell: Cell) -> dict[str, Any]:
+    """Returns what an arm's training does otherwise than the others, as dotted options.
+
+    A policy that has the robot's videos begins with the points that they taught.
+    """
+    taught = "points-robot" in LABELS.get(arm, ()) and cell.config.taught
+    begun = {"policy.backbone.pretrained": _points(cell, "robot")} if taught else {}
+    return {**begun, **_more_options(arm, cell.config)}
+
+
+def _more_options(arm: str, config: ProofConfig) -> dict[str, Any]:
     if arm == "behaviour_cloning_long":
         return {"trainer.max_steps": 2 * config.updates}
     if arm == "flare":

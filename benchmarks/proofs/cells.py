@@ -81,7 +81,7 @@ def run_cell(task: Task) -> Outcome:
     folder = files.join(place, "cells", f"{task.piece}-{task.subset}")
     mixture, model = files.join(folder, "mixture.yaml"), files.join(folder, "model")
     files.write_text(mixture, dump_yaml(mixture_of(task.piece, cell)))
-    trained = train_vla(mixture, out=model, config=to_dict(config.policy_config()), **options_of(task.piece, config))
+    trained = train_vla(mixture, out=model, config=to_dict(config.policy_config()), **options_of(task.piece, cell))
     tried = play(
         functools.partial(Robot, model),
         files.sha256_file(files.join(model, "model.safetensors")),

@@ -68,6 +68,12 @@ class ProofConfig:
     label_updates: int = 0
     """Updates of each label model; 0: those of its preset."""
 
+    @property
+    def taught(self) -> bool:
+        """Whether policies that have the robot's videos begin with points: both models have to see by them."""
+        linear = resolve(IDMConfig, self.idm).model.head.kind == "linear"
+        return linear and self.policy_config().policy.backbone.kind == "keypoints"
+
     def arms_of(self, task: str) -> tuple[str, ...]:
         """Returns what is compared on a task."""
         return self.elsewhere if self.elsewhere and task != self.tasks[0] else self.arms

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_policy import make_bodies
 
+from idm.config import IDMConfig
+from idm.model import InverseDynamicsModel
+from idm.train import build_module
+from pyramid.config import resolve, to_dict
 from pyramid.errors import ConfigError
+from pyramid.nn.checkpoint import save_model
 from vla.backbone import build_backbone, restore_backbone
 from vla.backbones.keypoints import KeypointBackbone
 from vla.config import BackboneConfig, HeadConfig, PolicyConfig
@@ -87,12 +93,48 @@ def test_perceptrons_are_exported_whole_and_not_by_steps(tmp_path: Path) -> None
     assert max(result.max_abs_error.values()) < 1e-4
 
 
-def test_published_weights_are_refused(tmp_path: Path) -> None:
+def taught(folder: Path, **options: Any) -> tuple[InverseDynamicsModel, BackboneConfig]:
+    """Saves an inverse dynamics model that sees points; returns it, and a backbone that begins with them."""
+    chosen = {"model.image_size_px": 32, "model.vision.widths": (8, 16, 16, 8), **options}
+    config = resolve(IDMConfig, "idm/pictures", **chosen)
+    model = build_module(config, {}).model.eval()
+    save_model(str(folder), kind="idm", config=to_dict(config), module=model, provenance={}, extra={"embodiments": {}})
+    return model, dataclasses.replace(CONFIG, pretrained=str(folder))
+
+
+def test_points_that_videos_taught_are_begun_with(tmp_path: Path) -> None:
+    model, config = taught(tmp_path / "idm")
+    backbone, _ = build_backbone(config)
+    assert isinstance(backbone, KeypointBackbone)
+    pictures = torch.randint(0, 256, (3, 1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = backbone.eval().model.points(backbone.pixels(pictures)).flatten(1)
+    torch.testing.assert_close(seen, model.look(pictures[:, 0].permute(0, 3, 1, 2))[:, 0], atol=1e-5, rtol=0)
+    assert all(p.requires_grad for p in backbone.parameters())
+    again = restore_backbone(backbone.spec.to_dict())
+    again.load_state_dict(backbone.state_dict())
+    assert torch.equal(again.eval().model.points(backbone.pixels(pictures)).flatten(1), seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "size_px", "reason"),
+    [
+        ({}, 64, "takes 32 px"),
+        ({"model.vision.kind": "cnn", "model.vision.widths": (8, 8, 8), "model.head.kind": "regressor"}, 32, "by cnn"),
+    ],
+)
+def test_points_of_other_pictures_or_none_are_refused(
+    options: dict[str, Any], size_px: int, reason: str, tmp_path: Path
+) -> None:
+    _, config = taught(tmp_path, **options)
+    with pytest.raises(ConfigError, match=reason):
+        build_backbone(dataclasses.replace(config, image_size_px=size_px))
+
+
+def test_a_folder_without_points_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
-    (tmp_path / "preprocessor_config.json").write_text("{}")
-    (tmp_path / "tokenizer.json").write_text(build_backbone(CONFIG)[1].to_str())
-    with pytest.raises(ConfigError, match="not of kind 'keypoints'"):
-        build_backbone(BackboneConfig(kind="keypoints", pretrained=str(tmp_path)))
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ConfigError, match="no points to begin with"):
+            build_backbone(dataclasses.replace(CONFIG, pretrained=str(folder)))
 
 
 def test_low_precision_is_for_training_alone() -> None:

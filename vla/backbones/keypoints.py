@@ -7,18 +7,25 @@ transformer over patches cannot.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from pyramid.errors import ConfigError
+from pyramid.errors import ConfigError, DataError
+from pyramid.nn.checkpoint import load_model_files
 from pyramid.nn.keypoints import Keypoints
 from vla.backbones.interface import Backbone, BackboneSpec
+from vla.backbones.layout import ViewLayout
 from vla.config import BackboneConfig
 
 __all__ = ["KeypointBackbone"]
+
+_SEEN = "eyes.seen."
+"""What the weights of an inverse dynamics model's points are called."""
+_IDM_STRIDE, _IDM_MEAN, _IDM_STD = 4, 0.5, 1.0
+"""Stride of its grid, and what its pixels, 0 to 1, are lessened and divided by."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,8 @@ class _Model(Keypoints):
     def __init__(self, sizes: _Sizes) -> None:
         vision, text = sizes.vision_config, sizes.text_config
         points, stride = int(vision["width"]), int(vision["stride"])
-        halvings = stride.bit_length() - 1
         super().__init__(
-            [
-                points if layer + 1 >= halvings else max(points // 2 ** (halvings - 1 - layer), 16)
-                for layer in range(max(int(vision["layers"]), halvings))
-            ],
+            [int(width) for width in vision.get("widths") or _widths(points, stride, int(vision["layers"]))],
             stride=stride,
             side=int(vision["image_size"]),
             fast=vision.get("precision") == "bfloat16",
@@ -51,6 +54,15 @@ class _Model(Keypoints):
         self.n_tokens, width = int(vision["tokens"]), int(text["hidden_size"])
         self.tokens = nn.Linear(2 * points, self.n_tokens * width)
         self.words = nn.Embedding(int(text["vocab_size"]), width)
+
+
+def _widths(points: int, stride: int, layers: int) -> list[int]:
+    """Returns the channels of each fresh layer: fewer, at least 16, while pictures are still large."""
+    halvings = stride.bit_length() - 1
+    return [
+        points if layer + 1 >= halvings else max(points // 2 ** (halvings - 1 - layer), 16)
+        for layer in range(max(layers, halvings))
+    ]
 
 
 class KeypointBackbone(Backbone):
@@ -87,7 +99,39 @@ class KeypointBackbone(Backbone):
     @classmethod
     def load(cls, source: str, config: Any, options: Mapping[str, Any]) -> tuple[nn.Module, Mapping[str, Any]]:
         """See `Backbone`."""
-        raise ConfigError(f"backbone '{source}': nobody publishes weights of kind 'keypoints'; set pretrained=null")
+        raise ConfigError(f"backbone '{source}': weights of kind 'keypoints' are those of `KeypointBackbone.taught`")
+
+    @classmethod
+    def taught(cls, config: BackboneConfig, tokenizer: Tokenizer, layout: ViewLayout) -> KeypointBackbone:
+        """Builds a backbone that begins with what an inverse dynamics model has learned to see (``pretrained``).
+
+        Its points were taught by pictures, of videos without actions too; all else is fresh.
+
+        Raises:
+            ConfigError: the folder holds no such model, or one whose points cannot be taken.
+        """
+        source = str(config.pretrained)
+        try:
+            described, weights = load_model_files(source, "idm")
+            model = described["config"]["model"]
+            vision, side = model["vision"], int(model["image_size_px"])
+            widths = [int(width) for width in vision["widths"]]
+        except (DataError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"backbone '{source}': no points to begin with: {reason}") from error
+        if vision["kind"] != "keypoints":
+            raise ConfigError(f"backbone '{source}' sees by {vision['kind']}; points are learned with idm/pictures")
+        if side != config.image_size_px:
+            raise ConfigError(f"backbone.image_size_px is {config.image_size_px}, but '{source}' takes {side} px")
+        sizes = cls.fresh_config(replace(config, vision_width=widths[-1], patch_px=_IDM_STRIDE), tokenizer).to_dict()
+        sizes["vision_config"]["widths"] = widths
+        mean, std = (_IDM_MEAN,) * 3, (_IDM_STD,) * 3
+        backbone = cls.build(BackboneSpec(config.kind, sizes, layout, side, mean, std))
+        own = {name.removeprefix(_SEEN): value for name, value in weights.items() if name.startswith(_SEEN)}
+        missing, surplus = backbone.model.load_state_dict(own, strict=False)
+        if surplus or any(name.startswith("convolutions") for name in missing):
+            raise ConfigError(f"backbone '{source}': its points have other weights than this version's")
+        return backbone
 
     @classmethod
     def wrong_size(cls, config: Any, size_px: int) -> str | None:
