@@ -147,21 +147,13 @@ def _videos(cell: Cell) -> Sources:
     return {f"seen_{i}": {"shards": folder, "use": "video"} for i, folder in enumerate(shards)}
 
 
-LATENT_PART = 3
-"""Latents of hand videos are learned from in the first of so many parts of the full pyramid's updates."""
-
-
-def _schedule(config: ProofConfig) -> dict[str, Any]:
-    """Returns how the full pyramid's mixture changes: pre-training on all, then post-training without latents."""
-    step = max(config.updates // LATENT_PART, 1)
-    batch = config.policy_config().trainer.samples_per_step
-    return {"schedule": [{"step": step, "sources": {"latent_hand": 0.0}}], "schedule_batch": batch}
+ROBOT_PART = 2.0
+"""How many samples of the robot's own videos the full pyramid takes for one of hands that the robot is drawn over."""
 
 
 def _full(cell: Cell) -> Sources:
-    # Latents come first, see `_schedule`: the trunk is small, and to serve both at once costs what pseudo-actions give.
-    pseudo = {name: {**source, "weight": 8.0} for name, source in _pseudo(_idm)(cell).items()}
-    return {**pseudo, **_latent("hand")(cell)}
+    own = {name: {**source, "weight": ROBOT_PART} for name, source in _pseudo(_idm)(cell).items()}
+    return {**own, **_redrawn_source(cell)}
 
 
 ARMS: Mapping[str, Callable[[Cell], Sources] | None] = {
@@ -237,14 +229,13 @@ def mixture_of(arm: str, cell: Cell) -> dict[str, Any]:
     }
     if more is not None:
         tiers["base"] = {"weight": 1 - config.demo_share, "sources": more(cell)}
-    more_of = {"flare": {"future_s": config.future_s}, "full_pyramid": _schedule(config)}
     return {
         "horizon": config.horizon,
         "seed": config.seed,
         "shuffle_frames": 16_384,
         "augment": {"shift": config.shift},
         "tiers": tiers,
-        **more_of.get(arm, {}),
+        **({"future_s": config.future_s} if arm == "flare" else {}),
     }
 
 

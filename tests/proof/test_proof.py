@@ -90,6 +90,7 @@ def test_other_tasks_may_have_fewer_arms() -> None:
     labels, cells = wanted("out", drawn)
     assert [(one.piece, one.subset) for one in labels] == [
         ("points-hand", 0),
+        ("points-robot", 0),
         *((kind, subset) for kind in ("idm", "redrawn") for subset in range(2)),
     ]
     assert len(cells) == 4
