@@ -149,12 +149,12 @@ def test_all_arms_run_and_what_is_done_is_found_and_told(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.sim
 @pytest.mark.timeout(3600)
-def test_pseudo_actions_beat_cloning(tmp_path: Path) -> None:
+def test_the_full_pyramid_beats_cloning(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
     options = ["--config", "proof/guard", "--out", str(tmp_path / "proof")]
     arms = proof(*options, "--results", str(tmp_path / "r.json"))["arms"]
     table = [
         [round(arms[arm]["success"] * arms[arm]["n"]), round((1 - arms[arm]["success"]) * arms[arm]["n"])]
-        for arm in ("idm_robot_look", "behaviour_cloning")
+        for arm in ("full_pyramid", "behaviour_cloning")
     ]
     assert stats.fisher_exact(table, alternative="greater").pvalue < 0.05, table
