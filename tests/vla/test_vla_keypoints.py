@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_points_of_other_pictures_or_none_are_refused(
     _, config = taught(tmp_path, **options)
     with pytest.raises(ConfigError, match=reason):
         build_backbone(dataclasses.replace(config, image_size_px=size_px))
+
+
+def test_points_of_other_shapes_than_their_description_are_refused(tmp_path: Path) -> None:
+    _, config = taught(tmp_path)
+    described = tmp_path / "config.json"
+    told = json.loads(described.read_text())
+    told["config"]["model"]["vision"]["widths"] = [8, 16, 24, 8]
+    described.write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match="other weights"):
+        build_backbone(config)
 
 
 def test_a_folder_without_points_is_refused(tmp_path: Path) -> None:

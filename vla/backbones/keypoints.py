@@ -128,9 +128,14 @@ class KeypointBackbone(Backbone):
         mean, std = (_IDM_MEAN,) * 3, (_IDM_STD,) * 3
         backbone = cls.build(BackboneSpec(config.kind, sizes, layout, side, mean, std))
         own = {name.removeprefix(_SEEN): value for name, value in weights.items() if name.startswith(_SEEN)}
-        missing, surplus = backbone.model.load_state_dict(own, strict=False)
+        try:
+            missing, surplus = backbone.model.load_state_dict(own, strict=False)
+        except RuntimeError:  # Weights of other shapes than its configuration says.
+            missing, surplus = [], [source]
         if surplus or any(name.startswith("convolutions") for name in missing):
-            raise ConfigError(f"backbone '{source}': its points have other weights than this version's")
+            raise ConfigError(
+                f"backbone '{source}': its points have other weights than its config.json or this version"
+            )
         return backbone
 
     @classmethod
