@@ -22,7 +22,7 @@ from idm.config import IDMConfig
 from idm.data import Demonstration, WindowSampler
 from idm.heads import LinearHead
 from idm.model import InverseDynamicsModel
-from idm.states import by_way_of, tell_actions, tell_states
+from idm.states import by_way_of, have_states, tell_actions, tell_states
 from idm.vision import KeypointEyes, split_views
 from idm.windows import window_frames
 from pyramid.nn.keypoints import Keypoints
@@ -201,7 +201,7 @@ def fit_linear(model: InverseDynamicsModel, windows: WindowSampler) -> None:
     for name in sorted({d.embodiment for d in windows.demonstrations}):
         own = [d for d in windows.demonstrations if d.embodiment == name]
         seen = [_looked(model, windows.clips.frames(d.clip, d.frames)) for d in own]
-        if model.config.model.head.through == "states" and any(d.state is not None for d in own):
+        if model.config.model.head.through == "states" and have_states(own):
             _fit_through_states(model, head, windows, own, seen)
             continue
         looked, present, action = [], [], []

@@ -24,7 +24,7 @@ from idm.heads import LinearHead
 from idm.label import IDMLabeler
 from idm.matching import Match, match, require_clips
 from idm.model import InverseDynamicsModel, Predictor
-from idm.states import STATELESS, Array, Linear, by_way_of, tell_actions, tell_states
+from idm.states import STATELESS, Array, Linear, by_way_of, have_states, tell_actions, tell_states
 from idm.windows import segments, step_frames
 from pyramid.config import from_dict
 from pyramid.errors import ConfigError, DataError, SkipItemError
@@ -153,7 +153,7 @@ def require_matchable(
     Raises:
         DataError: see `fit_across`.
     """
-    if all(d.state is None for d in demonstrations):
+    if not have_states(demonstrations):
         raise DataError(f"{STATELESS}, which videos of another look are matched by")
     ours, theirs = ([len(steps) for _, steps in shots(clips, windows)] for clips in (videos, robot_videos))
     if not ours:

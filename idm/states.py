@@ -19,7 +19,7 @@ from idm.heads import solve_ridge
 from idm.windows import window_frames
 from pyramid.errors import DataError
 
-__all__ = ["STATELESS", "Array", "Linear", "by_way_of", "tell_actions", "tell_states"]
+__all__ = ["STATELESS", "Array", "Linear", "by_way_of", "have_states", "tell_actions", "tell_states"]
 
 _STATE_RIDGE, _ACTION_RIDGE = 3e-4, 0.03
 """Penalties of the maps from points to states and from states to actions, of inputs of spread 1."""
@@ -32,6 +32,11 @@ Linear = tuple[Array, Array]
 """Weight [F, D] and constant [D]."""
 
 
+def have_states(demonstrations: Sequence[Demonstration]) -> bool:
+    """Tells whether the state of any step is known."""
+    return any(d.state is not None and bool(np.isfinite(d.state).all(1).any()) for d in demonstrations)
+
+
 def tell_states(points: Sequence[Array], demonstrations: Sequence[Demonstration]) -> Linear:
     """Returns what tells states of points.
 
@@ -42,6 +47,8 @@ def tell_states(points: Sequence[Array], demonstrations: Sequence[Demonstration]
     Raises:
         DataError: no states.
     """
+    if not have_states(demonstrations):
+        raise DataError(STATELESS)
     rows, wanted = [], []
     for own, d in zip(points, demonstrations, strict=True):
         if d.state is None:
@@ -49,8 +56,6 @@ def tell_states(points: Sequence[Array], demonstrations: Sequence[Demonstration]
         known = np.isfinite(d.state).all(1)
         rows.append(own[known])
         wanted.append(d.state[known].astype(np.float64))
-    if not sum(map(len, rows)):
-        raise DataError(STATELESS)
     return _scaled_ridge(np.concatenate(rows), np.concatenate(wanted), _STATE_RIDGE)
 
 

@@ -159,6 +159,9 @@ def test_a_map_by_way_of_states_is_both_maps_in_turn():
 def test_actions_come_by_way_of_states_where_there_are_any(demos, videos, tmp_path):
     silent = [replace(room(number, n_frames=24), state=None) for number in range(3)]
     stateless = sprites.write_shards(tmp_path / "stateless", silent)
+    unknown = [room(number, n_frames=24) for number in range(3)]
+    unknown = [replace(one, state=np.full_like(one.state, np.nan)) for one in unknown]
+    unknown = sprites.write_shards(tmp_path / "unknown", unknown)
     points = str(tmp_path / "seen")
     train_idm(out=points, videos=videos, **PICTURES)
     weights, options = {}, {**PICTURES, "points": points}
@@ -166,11 +169,13 @@ def test_actions_come_by_way_of_states_where_there_are_any(demos, videos, tmp_pa
         ("states", demos, "states"),
         ("points", demos, "points"),
         ("none", stateless, "states"),
+        ("unknown", unknown, "states"),
     ):
         train_idm(source, out=str(tmp_path / name), **{**options, "model.head.through": through})
         kept = load_model_files(str(tmp_path / name), "idm")[1]
         (weights[name],) = (kept[n] for n in kept if n.startswith("head.maps") and n.endswith("weight"))
     assert torch.equal(weights["points"], weights["none"])
+    assert torch.equal(weights["points"], weights["unknown"])
     assert not torch.allclose(weights["points"], weights["states"], rtol=0.1)
     scores = {name: evaluate_idm(demos, model=str(tmp_path / name)).r2.mean for name in ("states", "points")}
     assert scores["states"] > scores["points"] - 0.05

@@ -116,9 +116,10 @@ class KeypointBackbone(Backbone):
             model = described["config"]["model"]
             vision, side = model["vision"], int(model["image_size_px"])
             widths = [int(width) for width in vision["widths"]]
-        except (DataError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"backbone '{source}': no points to begin with: {reason}") from error
+        except DataError as error:
+            raise ConfigError(f"no points to begin with: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"no points to begin with: config.json of '{source}' is damaged ({error})") from error
         if vision["kind"] != "keypoints":
             raise ConfigError(f"backbone '{source}' sees by {vision['kind']}; points are learned with idm/pictures")
         if side != config.image_size_px:
