@@ -109,7 +109,8 @@ class VisionConfig:
     difference_gain: float = 2.0
     """CNN, keypoints: what differences of frames, or of where their points are, are multiplied with, > 0."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Keypoints: what convolutions are trained in; bfloat16 is a fifth of the time on a CPU with AMX."""
+    """Keypoints: what convolutions are trained in; bfloat16 takes effect where the device has units for it (a GPU; a
+    CPU with AMX: a fifth of the time); elsewhere it is float32, too."""
     width: int = 1024
     """SigLIP: width of its tokens."""
     layers: int = 24

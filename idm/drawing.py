@@ -166,7 +166,7 @@ class PointsModule(StepModule):
         pictures = split_views(batch, self.config.model).flatten(0, 1).float() / 255
         seen = _points_of(self.model)
         points = seen.points(pictures - 0.5)
-        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=seen.fast):
+        with seen.precision(pictures.device):
             return pictures, self.drawer(points)
 
     def pictures(self, batch: Tensor) -> dict[str, Tensor]:

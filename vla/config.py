@@ -69,8 +69,8 @@ class BackboneConfig:
     vision_ffn: int | None = None
     """Width inside its feed-forward layers, >= 1; None for four times its width."""
     vision_precision: Literal["float32", "bfloat16"] = "float32"
-    """Keypoints: what their convolutions multiply in while they train; bfloat16 is several times as fast on a CPU that
-    has it (AMX), and slower on others."""
+    """Keypoints: what their convolutions multiply in while they train; bfloat16 takes effect where the device has
+    units for it (a GPU, a CPU with AMX); elsewhere it is float32, too."""
     vision_positions: int | None = None
     """Qwen3-VL: learned positions of a fresh tower, a square number; None for one a patch (published: 2304)."""
     deepstack: tuple[int, ...] = ()

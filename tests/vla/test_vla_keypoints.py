@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from idm.train import build_module
 from pyramid.config import resolve, to_dict
 from pyramid.errors import ConfigError
 from pyramid.nn.checkpoint import save_model
+from pyramid.nn.keypoints import Keypoints
 from vla.backbone import build_backbone, restore_backbone
 from vla.backbones.keypoints import KeypointBackbone
 from vla.config import BackboneConfig, HeadConfig, PolicyConfig
@@ -148,7 +150,7 @@ def test_a_folder_without_points_is_refused(tmp_path: Path) -> None:
             build_backbone(dataclasses.replace(CONFIG, pretrained=str(folder)))
 
 
-def test_low_precision_is_for_training_alone() -> None:
+def test_low_precision_is_for_training_alone_and_for_cpus_with_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, fast = (
         build_backbone(dataclasses.replace(CONFIG, vision_precision=precision))[0]
         for precision in ("float32", "bfloat16")
@@ -157,8 +159,26 @@ def test_low_precision_is_for_training_alone() -> None:
     ids, mask = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
     want = exact.eval()(dot(9, 20), ids, mask)[0]
     assert torch.equal(fast.eval()(dot(9, 20), ids, mask)[0], want)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False}, raising=False)
+    assert torch.equal(fast.train()(dot(9, 20), ids, mask)[0], want)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": True}, raising=False)
     near = fast.train()(dot(9, 20), ids, mask)[0]
     assert not torch.equal(near, want)
     torch.testing.assert_close(near, want, atol=0.05, rtol=0.05)
     near.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in fast.model.convolutions.parameters())
+
+
+def test_low_precision_never_slows_training_down_much() -> None:
+    """Whatever this machine's CPU has: without units for bfloat16 such convolutions would take eight times as long."""
+    spent = {}
+    pictures = torch.rand(16, 3, 64, 64)
+    for fast in (False, True):
+        points = Keypoints([32, 32, 32, 32], stride=4, side=64, fast=fast)
+        times = []
+        for _ in range(6):
+            start = time.process_time()
+            points.points(pictures).square().sum().backward()
+            times.append(time.process_time() - start)
+        spent[fast] = min(times)
+    assert spent[True] < 3 * spent[False]
