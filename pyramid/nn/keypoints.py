@@ -6,7 +6,7 @@ moves in a picture moves its points as far, wherever it is: a handful of demonst
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,8 +23,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """
     if device.type != "cpu":
         return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # PyTorch before 2.11 does not tell.
-    return bool(capabilities().get("amx_bf16"))
+    tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # Older PyTorch does not tell.
+    return bool(tell().get("amx_bf16"))
 
 
 class Keypoints(nn.Module):
