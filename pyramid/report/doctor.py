@@ -146,9 +146,14 @@ def _decord_package() -> str:
 def _torch() -> Check:
     import torch
 
+    from pyramid.nn.keypoints import multiplies_bfloat16
+
     if torch.cuda.is_available():
         return Check(name="device", ok=True, found=f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
-    return Check(name="device", ok=True, found=f"no GPU; CPU with {torch.get_num_threads()} threads")
+    units = torch.backends.cpu.get_cpu_capability()
+    half = "bfloat16 is fast" if multiplies_bfloat16(torch.device("cpu")) else "bfloat16 is slow"
+    found = f"no GPU; CPU with {torch.get_num_threads()} threads, {units}, {half}"
+    return Check(name="device", ok=True, found=found)
 
 
 def _onnx() -> Check:
