@@ -8,6 +8,7 @@ again: it goes on where it was stopped. Needs the extras ``sim`` and ``tune`` (f
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
 from proofs.corpus import PARTS, corpus_of, pack_corpus
 from proofs.quality import probe_quality, pseudo_quality, true_actions
-from proofs.table import HEADER, plot, rows, summary
+from proofs.table import HEADER, REPEATED_HEADER, plot, repeated, rows, summary
 
 from pyramid import files
 from pyramid.config import resolve, to_dict
@@ -39,15 +40,19 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="instead of the config's")
     parser.add_argument("--tasks", nargs="*", help="instead of the config's")
     parser.add_argument("--seed", type=int, help="instead of the config's: settings are chosen on other seeds")
+    parser.add_argument("--against", help="JSON file of a former run: tells which arms came out again")
     parser.add_argument("--report", action="store_true", help="tell what is done, and do nothing more")
     arguments = parser.parse_args()
     told = {name: getattr(arguments, name) for name in ("arms", "tasks", "seed")}
     chosen = {name: value for name, value in told.items() if value is not None}
+    former = json.loads(Path(arguments.against).read_text())["tasks"] if arguments.against else None
     config = resolve(ProofConfig, arguments.config, **chosen, **({"elsewhere": ()} if arguments.arms else {}))
     results = run(arguments.out, config, workers=arguments.workers, report=arguments.report)
     files.write_json(arguments.results or str(Path(arguments.out, "results.json")), results)
     plot(results["tasks"], arguments.plot or str(Path(arguments.out, "results.png")))
     print(format_table(HEADER, rows(results["tasks"])))
+    if former is not None:
+        print(format_table(REPEATED_HEADER, repeated(results["tasks"], former)))
 
 
 def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) -> dict[str, Any]:

@@ -78,6 +78,30 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return found
 
 
+def repeated(results: Mapping[str, Mapping[str, Any]], former: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Returns a table that holds the arms of both runs side by side, and says of each whether it came out again.
+
+    A gain did if it lies in its former interval, cloning itself if its interval and the former one meet.
+    """
+    found = []
+    for task, arms in results.items():
+        for arm, one in arms.items():
+            before = former.get(task, {}).get(arm, {"n": 0})
+            if not (one["n"] and before["n"]):
+                continue
+            if arm == BASELINE or "gain" not in one or "gain" not in before:
+                again = one["low"] <= before["high"] and before["low"] <= one["high"]
+                gains = ["-", "-"]
+            else:
+                again = before["gain_low"] <= one["gain"] <= before["gain_high"]
+                gains = [f"{before['gain']:+.0%} ({before['gain_low']:+.0%} .. {before['gain_high']:+.0%})"]
+                gains += [f"{one['gain']:+.0%}"]
+            shares = [f"{before['success']:.0%}", f"{one['success']:.0%}"]
+            found.append([task, arm, *shares, *gains, "yes" if again else "NO"])
+    return found
+
+
+REPEATED_HEADER = ["task", "arm", "solved then", "now", "to cloning then (95 %)", "now", "again"]
 _COLUMNS = 3
 """Panels of the plot side by side."""
 HEADER = ["task", "arm", "solved", "95 % (Wilson)", "tries", "to cloning, over subsets (95 %)"]

@@ -21,7 +21,7 @@ from proof import wanted  # noqa: E402
 from proofs.arms import ARMS, HAND_ALONE, LABELS  # noqa: E402
 from proofs.config import ProofConfig  # noqa: E402
 from proofs.quality import probe_quality, pseudo_quality  # noqa: E402
-from proofs.table import pooled, summary  # noqa: E402
+from proofs.table import pooled, repeated, summary  # noqa: E402
 
 from pyramid.config import dump_yaml, resolve  # noqa: E402
 
@@ -69,6 +69,20 @@ def test_tasks_are_told_alone_and_together() -> None:
     found = summary(cells, ["push", "reach"], ["behaviour_cloning", "full_pyramid"])
     assert found["push"]["full_pyramid"]["n"] == 240
     assert found["all"]["full_pyramid"]["n"] == found["reach"]["full_pyramid"]["n"] == 0
+
+
+def test_a_run_is_told_from_one_that_found_something_else() -> None:
+    arms = ["behaviour_cloning", "full_pyramid"]
+    former = summary(CELLS, ["push"], arms)
+    assert [row[-1] for row in repeated(former, former)] == ["yes", "yes"]
+    nearly = {**CELLS, ("push", "full_pyramid", 0): cell(30)}
+    assert [row[-1] for row in repeated(summary(nearly, ["push"], arms), former)] == ["yes", "yes"]
+    less = {**CELLS, **{("push", "full_pyramid", i): cell(n) for i, n in enumerate((24, 32, 23, 35))}}
+    rows = repeated(summary(less, ["push", "reach"], arms), former)
+    assert [(row[0], row[1], row[-1]) for row in rows] == [("push", arms[0], "yes"), ("push", arms[1], "NO")]
+    assert rows[1][2:4] == ["63%", "48%"]
+    better = {**CELLS, **{("push", "behaviour_cloning", i): cell(40) for i in range(4)}}
+    assert repeated(summary(better, ["push"], arms), former)[0][-1] == "NO"
 
 
 def test_other_tasks_may_have_fewer_arms() -> None:
