@@ -45,13 +45,18 @@ def main() -> None:
     arguments = parser.parse_args()
     told = {name: getattr(arguments, name) for name in ("arms", "tasks", "seed")}
     chosen = {name: value for name, value in told.items() if value is not None}
-    former = json.loads(Path(arguments.against).read_text())["tasks"] if arguments.against else None
+    former: dict[str, Any] = {}
+    if arguments.against:
+        try:
+            former = json.loads(Path(arguments.against).read_text())["tasks"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(f"--against: '{arguments.against}' holds no results of this benchmark ({error})")
     config = resolve(ProofConfig, arguments.config, **chosen, **({"elsewhere": ()} if arguments.arms else {}))
     results = run(arguments.out, config, workers=arguments.workers, report=arguments.report)
     files.write_json(arguments.results or str(Path(arguments.out, "results.json")), results)
     plot(results["tasks"], arguments.plot or str(Path(arguments.out, "results.png")))
     print(format_table(HEADER, rows(results["tasks"])))
-    if former is not None:
+    if former:
         print(format_table(REPEATED_HEADER, repeated(results["tasks"], former)))
 
 
