@@ -17,7 +17,7 @@ __all__ = ["Keypoints", "multiplies_bfloat16"]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Returns whether a device has units for bfloat16: every GPU here, and of CPUs those with AMX.
+    """Returns whether a device has units for bfloat16: GPUs are taken to have, of CPUs those with AMX do.
 
     Without them a CPU takes eight times as long for a convolution in bfloat16 as for one in float32 (measured on AVX2).
     """
