@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from idm.train import build_module
 from pyramid.config import resolve, to_dict
 from pyramid.errors import ConfigError
 from pyramid.nn.checkpoint import save_model
-from pyramid.nn.keypoints import Keypoints
+from pyramid.nn.keypoints import Keypoints, multiplies_bfloat16
 from vla.backbone import build_backbone, restore_backbone
 from vla.backbones.keypoints import KeypointBackbone
 from vla.config import BackboneConfig, HeadConfig, PolicyConfig
@@ -167,6 +168,13 @@ def test_low_precision_is_for_training_alone_and_for_cpus_with_units_for_it(monk
     torch.testing.assert_close(near, want, atol=0.05, rtol=0.05)
     near.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in fast.model.convolutions.parameters())
+
+
+def test_units_for_low_precision_are_those_that_the_system_lists() -> None:
+    listed = Path("/proc/cpuinfo")
+    if not (hasattr(torch.cpu, "get_capabilities") and listed.exists() and platform.machine() == "x86_64"):
+        pytest.skip("neither PyTorch nor Linux says what this CPU has")
+    assert multiplies_bfloat16(torch.device("cpu")) == ("amx_bf16" in listed.read_text().split())
 
 
 def test_low_precision_never_slows_training_down_much() -> None:
