@@ -45,7 +45,7 @@ def products():
     ("precision", "calibrated", "share", "sign"),
     [
         ("fp16", False, 0.01, TensorProto.FLOAT16),
-        ("int8", False, 0.06, TensorProto.INT8),
+        ("int8", False, 0.06, TensorProto.UINT8),
         ("int8", True, 0.06, TensorProto.INT8),
         ("fp8", True, 0.3, TensorProto.FLOAT8E4M3FN),
     ],
@@ -59,6 +59,8 @@ def test_products_lose_little_and_keep_their_types(tmp_path, precision, calibrat
     assert model.SerializeToString() == before
     assert sign in {w.data_type for w in made.graph.initializer}
     assert not any(w.data_type == TensorProto.FLOAT and len(w.dims) == 2 for w in made.graph.initializer)
+    signed = [onnx.numpy_helper.to_array(w) for w in made.graph.initializer if w.data_type == TensorProto.INT8]
+    assert all(np.abs(w.astype(int)).max() <= 64 for w in signed if w.ndim == 2)  # else CPUs without VNNI saturate
     onnx.save(made, tmp_path / "g.onnx")
     session = open_session(str(tmp_path / "g.onnx"), precision=precision)
     assert {i.type for i in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}
