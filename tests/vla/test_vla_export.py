@@ -145,11 +145,12 @@ def test_an_embodiment_without_state_and_weights_beside_the_graph(checkpoint, tm
         PolicyRuntime.load(str(tmp_path))
 
 
-def test_a_graph_that_differs_is_not_exported(checkpoint, exported, tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_not_exported(checkpoint, exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export_module, "to_onnx", lambda g: onnx.load(Path(exported.out, f"{g.name}.onnx")))
     (tmp_path / "policy.json").write_text("stale")
     with pytest.raises(PyramidError, match=r"differ from PyTorch \(system.*parity.json has the numbers"):
         export(checkpoint, out=str(tmp_path), embodiment="arm", observations=2, max_error=1e-12)
+    assert capsys.readouterr() == ("", "export: system2.onnx\nexport: system1.onnx\n")  # said before the long work
     assert not (tmp_path / "policy.json").exists()
     with pytest.raises(ConfigError, match=r"holds no policy.json"):
         PolicyRuntime.load(str(tmp_path))

@@ -20,6 +20,7 @@ from pyramid import files
 from pyramid.config import provenance
 from pyramid.errors import ConfigError, PyramidError
 from pyramid.nn.checkpoint import WEIGHTS_FILE
+from pyramid.progress import say
 from vla.deploy.graphs import OPSET, Graph, System1, System1Context, System1Step, System2, to_onnx
 from vla.deploy.heldout import calibration_feeds, measure_held_out, read_samples
 from vla.deploy.jetson import DOCKER_FILE, ENGINES_FILE, dockerfile, engines_script
@@ -148,6 +149,7 @@ def export(
     if precision != "fp32":
         tuned: dict[str, list[dict[str, NDArray[Any]]]] = {}
         if calibration is not None:
+            say(f"export: calibrating {precision} with samples of '{calibration}'")
             seen = read_samples(calibration, policy, name, split="train", count=samples)
             tuned = calibration_feeds(policy, name, graphs, seen)
         written = {g.name: _reduce(out, written[g.name], precision, tuned.get(g.name)) for g in graphs}
@@ -163,6 +165,7 @@ def export(
     files.write_text(files.join(out, DOCKER_FILE), dockerfile(names))
     spec = _spec(policy, name, checkpoint, out, written=written, dynamic=_dynamic(dynamic), precision=precision)
     if held_out is not None:
+        say(f"export: measuring on held-out samples of '{held_out}'")
         seen = read_samples(held_out, policy, name, split="val", count=samples)
         measured = measure_held_out(policy, PolicyRuntime.open(spec, out), seen)
         spec = replace(spec, held_out=asdict(measured))
@@ -250,6 +253,7 @@ def _graph(
 
 def _reduce(out: str, records: list[FileRecord], precision: str, feeds: Sequence[Feed] | None) -> list[FileRecord]:
     """Replaces a graph by one in fewer bits."""
+    say(f"export: {records[0].file} in {precision}")
     if len(records) > 1:
         raise PyramidError(f"{records[0].file} is too large to be given fewer bits here; have TensorRT do it")
     model = reduce_precision(onnx.load(files.join(out, records[0].file)), precision, feeds)
@@ -258,6 +262,7 @@ def _reduce(out: str, records: list[FileRecord], precision: str, feeds: Sequence
 
 def _write_graph(graph: Graph, out: str) -> list[FileRecord]:
     """Writes a graph, and its weights beside it when they are many; returns the files, the graph first."""
+    say(f"export: {graph.name}.onnx")
     return _save(to_onnx(graph), f"{graph.name}.onnx", out)
 
 

@@ -5,7 +5,7 @@ What to do about a difference is `vla.deploy.export`'s.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyramid import files
 from pyramid.nn.flow import TIME_BUCKETS
+from pyramid.progress import Progress
 from pyramid.rng import rng
 from vla.deploy.runtime import open_session
 from vla.deploy.spec import SYSTEM_1_CONTEXT, SYSTEM_1_STEP, SYSTEM_2
@@ -113,7 +114,7 @@ def measure_parity(
     axes = {name for graph in graphs for axis in graph.axes for name in axis.values()}
     sessions = {g.name: open_session(files.join(folder, f"{g.name}.onnx"), precision=precision) for g in graphs}
     error, size = {g.name: 0.0 for g in graphs}, {g.name: 0.0 for g in graphs}
-    for index in range(observations):
+    for index in _numbers(observations, precision):
         seen = seeded_observation(
             policy, embodiment, seed + index, batch=_batch(index, axes, graphs), trim="text" in axes
         )
@@ -132,6 +133,13 @@ def measure_parity(
                 error[graph.name] = _worst(error[graph.name], got.astype(np.float64) - reference)
                 size[graph.name] = _worst(size[graph.name], reference)
     return ParityReport(error, observations, seed, limit, size)
+
+
+def _numbers(observations: int, precision: str) -> Iterator[int]:
+    with Progress(f"export: parity {precision}", observations) as progress:
+        for index in range(observations):
+            yield index
+            progress.add()
 
 
 def _batch(index: int, axes: Collection[str], graphs: Sequence[Graph]) -> int:
