@@ -21,7 +21,7 @@ from proofs.cells import Task, run_cell, run_drawing, run_labels
 from proofs.config import ProofConfig
 from proofs.corpus import PARTS, corpus_of, pack_corpus
 from proofs.quality import probe_quality, pseudo_quality, true_actions
-from proofs.table import HEADER, REPEATED_HEADER, plot, repeated, rows, summary
+from proofs.table import ALL, HEADER, REPEATED_HEADER, plot, repeated, rows, summary
 
 from pyramid import files
 from pyramid.config import resolve, to_dict
@@ -81,7 +81,7 @@ def run(out: str, config: ProofConfig, *, workers: int, report: bool = False) ->
         if any(one.task == task and one.piece in OF_ROBOT for one in labels)
     }
     return {
-        "arms": found["all" if len(config.tasks) > 1 else config.tasks[0]],
+        "arms": found[ALL if len(config.tasks) > 1 else config.tasks[0]],
         "tasks": found,
         "labels": quality,
         "seed": config.seed,

@@ -18,6 +18,8 @@ from pyramid.sim.rollouts import wilson
 Cells = Mapping[tuple[str, str, int], Sequence[bool]]
 """(task, arm, subset) -> which starts were solved."""
 BASELINE = "behaviour_cloning"
+ALL = "all"
+"""Where results of all tasks together stand, beside those of each."""
 
 
 def summary(cells: Cells, tasks: Sequence[str], arms: Sequence[str]) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def summary(cells: Cells, tasks: Sequence[str], arms: Sequence[str]) -> dict[str
         places = [{(task, subset) for task, one, subset in cells if one == arm} for arm in everywhere]
         shared = set.intersection(*places) if places else set()
         alike = {(task, arm, n): solved for (task, arm, n), solved in cells.items() if (task, n) in shared}
-        found["all"] = {arm: pooled(alike, tasks if arm in everywhere else [], arm) for arm in arms}
+        found[ALL] = {arm: pooled(alike, tasks if arm in everywhere else [], arm) for arm in arms}
     return found
 
 
@@ -81,10 +83,13 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def repeated(results: Mapping[str, Mapping[str, Any]], former: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Returns a table that holds the arms of both runs side by side, and says of each whether it came out again.
 
-    A gain did if it lies in its former interval, cloning itself if its interval and the former one meet.
+    A gain did if it lies in its former interval, cloning itself if its interval and the former one meet. All tasks
+    together are compared if both runs had the same ones.
     """
     found = []
     for task, arms in results.items():
+        if task == ALL and set(results) != set(former):
+            continue
         for arm, one in arms.items():
             before = former.get(task, {}).get(arm, {"n": 0})
             if not (one["n"] and before["n"]):

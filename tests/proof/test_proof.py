@@ -83,6 +83,10 @@ def test_a_run_is_told_from_one_that_found_something_else() -> None:
     assert rows[1][2:4] == ["63%", "48%"]
     better = {**CELLS, **{("push", "behaviour_cloning", i): cell(40) for i in range(4)}}
     assert repeated(summary(better, ["push"], arms), former)[0][-1] == "NO"
+    both = summary(CELLS, ["push", "reach"], arms)
+    assert {row[0] for row in repeated(both, both)} == {"push", "reach", "all"}
+    three = summary({**CELLS, ("button", arms[0], 0): cell(60)}, ["push", "reach", "button"], arms)
+    assert {row[0] for row in repeated(both, three)} == {"push", "reach"}  # "all" would be of other tasks
 
 
 def test_other_tasks_may_have_fewer_arms() -> None:
