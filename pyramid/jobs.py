@@ -6,6 +6,7 @@ one twice. Which worker does what has no influence on any result.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import multiprocessing
@@ -90,6 +91,8 @@ _AHEAD = 4
 """Units in work, for each worker, beyond the oldest that is not done."""
 _CHUNK = 32
 """Units that are looked up at a time."""
+_END_S = 10.0
+"""How long workers with nothing left to do may take to end."""
 _Receipt = Mapping[str, Any]
 _Looked = tuple[Unit, tuple[Outcome, _Receipt] | None]
 
@@ -215,6 +218,7 @@ def _execute(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker, initargs=(theirs,)) as pool:
         try:
             yield from _windowed(looked, lambda unit: pool.submit(attempt, work, unit), workers * _AHEAD)
+            _end(pool, life)
         except BrokenProcessPool as error:
             raise PyramidError(
                 "a worker process died (out of memory, or killed); run the same command again, with fewer --workers"
@@ -224,6 +228,16 @@ def _execute(
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end(pool: ProcessPoolExecutor, life: Connection) -> None:
+    """Lets workers that are done give back what they hold of the system, such as semaphores; but not for ever."""
+    hurry = threading.Timer(_END_S, life.close)
+    hurry.start()
+    try:
+        pool.shutdown()
+    finally:
+        hurry.cancel()
 
 
 def _windowed(
@@ -250,6 +264,8 @@ def _quiet_worker(life: Connection) -> None:
     # Ctrl-C reaches the whole process group; only the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # By then `multiprocessing` has given back what is the system's; taking PyTorch apart would need a second more.
+    atexit.register(os._exit, 0)
     threading.Thread(target=_end_with, args=(life,), daemon=True).start()
 
 

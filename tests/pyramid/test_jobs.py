@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +20,9 @@ from pyramid import files, jobs
 from pyramid.errors import InterruptedJobError, PyramidError, SkipItemError
 from pyramid.jobs import RECEIPTS, Outcome, Quarantined, Unit, count_reasons, pending, run_job
 
+HELD: list[Any] = []
+"""What a worker keeps to its end."""
+
 
 def work(task: dict[str, Any]) -> Outcome:
     """Writes a file, notes that it ran, and does what the task says besides."""
@@ -24,6 +30,10 @@ def work(task: dict[str, Any]) -> Outcome:
     with (Path(folder).parent / "ran.txt").open("a") as log:
         log.write(name + "\n")
     time.sleep(task.get("sleep", 0))
+    if task.get("linger"):
+        threading.Thread(target=time.sleep, args=(task["linger"],)).start()
+    if task.get("hold"):
+        HELD.append(multiprocessing.get_context("spawn").Lock())
     if task.get("die"):
         os.kill(os.getpid(), signal.SIGKILL)
     if task.get("skip"):
@@ -145,6 +155,25 @@ def test_a_worker_that_dies_is_told(folder: Path) -> None:
         run(folder, units(folder, b={"die": True, "sleep": 0.5}), workers=2)
     ran(folder)
     assert len(run(folder, units(folder)).outcomes) == 4
+
+
+def test_a_job_leaves_nothing_of_the_system_behind(folder: Path) -> None:
+    """The keeper of semaphores tells, when the whole process ends, of those that nobody gave back."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_jobs as t; "
+        f"folder = t.Path({str(folder)!r}); "
+        "t.run(folder, t.units(folder, **{n: {'hold': True} for n in 'abcd'}), workers=2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert sorted(ran(folder)) == list("abcd")
+    assert "leaked" not in done.stderr
+
+
+def test_a_worker_that_does_not_end_holds_no_job_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_END_S", 0.2)
+    start = time.monotonic()
+    assert run(folder, units(folder, "ab", a={"linger": 60}), workers=2).units == 2
+    assert time.monotonic() - start < 40
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
